@@ -1,0 +1,1 @@
+"""Backbones, banks and recipes on disk: schema, digests, load order, store."""

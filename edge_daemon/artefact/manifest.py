@@ -1,0 +1,130 @@
+"""recipe.json: everything that judges one product with one view (schema `edge-daemon/recipe/1`)."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+RECIPE_SCHEMA = "edge-daemon/recipe/1"
+
+# What this version knows; a recipe that requires anything else is refused.
+KNOWN_FEATURES = frozenset({"patchcore/1"})
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^(golden/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}$")]
+RecipeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+PositiveInt = Annotated[int, Field(ge=1)]
+Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Part(BaseModel):
+    """Base of the manifest's parts: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FileRef(Part):
+    """A file of the recipe and its digest."""
+
+    file: FileName
+    sha256: Sha256
+
+
+class ViewPart(Part):
+    """What of the frame is judged."""
+
+    frame_size: tuple[PositiveInt, PositiveInt]
+    """Width and height of the full frame; another size is refused at run time."""
+    region: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], PositiveInt, PositiveInt] | None = None
+    """x, y, w, h of the region of interest in full-frame pixels; null for the whole frame."""
+    um_per_px: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Scale, for box areas in mm²."""
+
+
+class PreprocessPart(Part):
+    """From frame to model input; see `core.resize`."""
+
+    resize: Literal["antialias", "area"]
+    size: tuple[PositiveInt, PositiveInt]
+    """Width and height of the model's input picture, after any crop."""
+    resize_to: tuple[PositiveInt, PositiveInt]
+    """Width and height before the centre crop; equals `size` where there is no crop."""
+
+
+class BackbonePart(Part):
+    """The fused graph: uint8 (N, H, W, 3) in, patch embeddings (N, gh, gw, D) float32 out."""
+
+    name: str
+    sha256: Sha256
+    file: FileName | None
+    """`backbone.onnx`, or null when only the store has it."""
+    precision: Literal["fp32", "fp16", "int8"]
+    grid: tuple[PositiveInt, PositiveInt]
+    """Cells across and down."""
+    extent: tuple[PositiveInt, PositiveInt]
+    """Model pixels that the grid covers, from the upper left; more than `size` where the graph pads."""
+    dim: PositiveInt
+
+
+class BankPart(FileRef):
+    """bank.safetensors: tensor `bank` (rows, dim) float32, and `neighbours` for re-weighting."""
+
+    rows: PositiveInt
+    dim: PositiveInt
+
+
+class ThresholdsPart(Part):
+    """Raw score units; see `core.decision.Thresholds`."""
+
+    lower: Finite
+    upper: Finite
+    pixel: Finite
+
+
+class GoldenPart(FileRef):
+    """A picture with what it must give through the live engine."""
+
+    kind: Literal["good", "damaged"]
+    score: Finite
+    max_distance: Finite
+    evaluation: Literal["OK", "NotOK", "NotDecidable"]
+
+
+class PatchCorePart(Part):
+    """Parameters of the detector `patchcore` (Roth et al. 2022)."""
+
+    profile: Literal["anomalib", "paper"]
+    neighbours: PositiveInt
+    """Size of the neighbourhood that re-weights the maximum; 1 for the plain maximum."""
+    metric: Literal["euclidean", "squared_euclidean"]
+    upsampling: Literal["nearest", "bilinear"]
+    blur: Literal["torch_reflect", "scipy_reflect"]
+    blur_sigma_px: Finite
+    engine: Literal["auto", "flat", "numpy"] = "auto"
+
+
+class Manifest(BaseModel):
+    """The whole of recipe.json."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True, use_attribute_docstrings=True
+    )
+
+    schema_: Annotated[Literal["edge-daemon/recipe/1"], Field(alias="schema")] = RECIPE_SCHEMA
+    required_features: tuple[str, ...]
+    self_sha256: Sha256
+    """SHA-256 of recipe.json itself with these 64 digits zero: the recipe's digest."""
+    name: RecipeName
+    version: str
+    created_utc: str
+    detector: Literal["patchcore"]
+    view: ViewPart
+    preprocess: PreprocessPart
+    backbone: BackbonePart
+    parameters: PatchCorePart
+    bank: BankPart
+    thresholds: ThresholdsPart
+    provisional: bool
+    calibration: dict[str, Any]
+    """Evidence for the thresholds: method, held-out scores, rates."""
+    golden: Annotated[tuple[GoldenPart, ...], Field(min_length=1)]
+    provenance: dict[str, Any]

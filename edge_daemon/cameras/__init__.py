@@ -1,0 +1,1 @@
+"""Cameras behind one contract (`base.Camera`); each kind in a file of its own."""

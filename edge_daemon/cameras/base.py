@@ -1,0 +1,54 @@
+"""The contract of all cameras."""
+
+from typing import Protocol
+
+from edge_daemon.core.frame import Frame
+from edge_daemon.errors import CameraError
+
+
+class EndOfFrames(CameraError):
+    """A finite replay has shown its last picture. Not a fault: the camera stays open and silent."""
+
+
+class Camera(Protocol):
+    """A source of frames. Constructors start nothing; all calls come from one thread.
+
+    open -> (trigger ->) grab ... -> close. `open` after `close` starts afresh; `close` may be called
+    twice and never raises. Frames belong to the caller and are read-only.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in the configuration."""
+        ...
+
+    @property
+    def simulated(self) -> bool:
+        """True when the frames are not of a part that is here now (simulation, replay)."""
+        ...
+
+    @property
+    def waits_for_host(self) -> bool:
+        """True when a free-running camera makes a frame only when asked (replay at full speed), so
+        that no frame is ever missed for lack of time; False when frames come in real time."""
+        ...
+
+    def open(self) -> None:
+        """Connect and apply settings. Raises CameraError."""
+        ...
+
+    def close(self) -> None:
+        """Release everything. Never raises."""
+        ...
+
+    def trigger(self) -> None:
+        """Ask for one exposure (software trigger). Raises CameraError."""
+        ...
+
+    def grab(self, timeout_ns: int) -> Frame | None:
+        """The next frame, or None when none came within the timeout.
+
+        In triggered use the first frame exposed after the last `trigger`. Raises CameraError when the
+        camera is gone, EndOfFrames after the last picture of a finite replay.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Everything that can judge a frame, behind two calls (`base.Detector`)."""

@@ -1,0 +1,1 @@
+"""Messages on ZeroMQ: models, codecs and schemas. Imports nothing but the core."""

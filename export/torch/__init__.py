@@ -1,0 +1,1 @@
+"""Everything that needs torch: backbones from weights and distillation. Never imported by the daemon."""
