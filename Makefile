@@ -1,0 +1,52 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each does its own set-up into .venv.
+# Needs python3 (3.11 or newer) with venv, and make. `make help` lists everything.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev demo test lint format clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+install: $(VENV)/.installed  ## what a line PC needs, into .venv (no torch)
+
+install-dev: $(VENV)/.installed-dev  ## the same, and what export and the tests need (torch for CPUs included)
+
+demo: $(VENV)/.installed  ## two simulated stations, from good parts to verdicts, pictures in out/demo
+	$(BIN)/python deploy/demo/demo.py --out out/demo
+
+test: lint  ## lint, types, import contracts and all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev  ## ruff, mypy and the import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev  ## let ruff rewrite the sources
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## remove what was built or produced here, .venv included
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+# Stamps: a second run installs nothing unless the requirements changed. A stamp is written last, so
+# that an interrupted installation is taken up again.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; say which with: make PYTHON=/path/to/python3")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[export,dev]'
+	@touch $@
