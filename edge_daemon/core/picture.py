@@ -141,7 +141,8 @@ def _level(anomaly_map: NDArray[np.float32], pixel_threshold: float) -> NDArray[
         level = anomaly_map * np.float32(128 / pixel_threshold)
     else:  # nothing but exact zeros is below such a threshold
         level = np.where(anomaly_map > 0, np.float32(255), np.float32(0))
-    return np.clip(np.nan_to_num(level, nan=255.0, posinf=255.0), 0, 255).astype(np.uint8)
+    whole: NDArray[np.uint8] = np.clip(np.nan_to_num(level, nan=255.0, posinf=255.0), 0, 255).astype(np.uint8)
+    return whole
 
 
 def _blend_heat(
