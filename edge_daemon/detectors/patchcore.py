@@ -1,0 +1,123 @@
+"""PatchCore as a detector (Roth et al. 2022, arXiv 2106.08265)."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_daemon.artefact.manifest import Manifest
+from edge_daemon.core.decision import Evidence, Thresholds
+from edge_daemon.core.distances import largest_squared_norm, proposal_tolerance
+from edge_daemon.core.geometry import Box, Region
+from edge_daemon.core.maps import anomaly_map, boxes_above
+from edge_daemon.core.patchcore import image_score, patch_distances
+from edge_daemon.core.resize import to_model_input
+from edge_daemon.detectors.base import Extractor, Features
+from edge_daemon.engines.nearest import NearestNeighbour
+
+
+@dataclass(frozen=True, slots=True)
+class PatchCoreSettings:
+    """What of a manifest the detector needs; see `artefact.manifest` for the fields."""
+
+    frame_size: tuple[int, int]
+    region: Region | None
+    resize: str
+    resize_to: tuple[int, int]
+    size: tuple[int, int]
+    extent: tuple[int, int]
+    neighbours: int
+    metric: str
+    upsampling: str
+    blur: str
+    blur_sigma_px: float
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "PatchCoreSettings":
+        """The settings that a manifest states."""
+        parameters = manifest.parameters
+        return cls(
+            frame_size=manifest.view.frame_size,
+            region=Region(*manifest.view.region) if manifest.view.region else None,
+            resize=manifest.preprocess.resize,
+            resize_to=manifest.preprocess.resize_to,
+            size=manifest.preprocess.size,
+            extent=manifest.backbone.extent,
+            neighbours=parameters.neighbours,
+            metric=parameters.metric,
+            upsampling=parameters.upsampling,
+            blur=parameters.blur,
+            blur_sigma_px=parameters.blur_sigma_px,
+        )
+
+
+_NOT_FINITE = Evidence(score=math.nan, max_distance=math.nan, boxes=(), map_kind="")
+
+
+class PatchCoreDetector:
+    """Judges frames against a memory bank; holds no state of the frames it has seen."""
+
+    def __init__(
+        self,
+        settings: PatchCoreSettings,
+        thresholds: Thresholds,
+        extractor: Extractor,
+        bank: NDArray[np.float32],
+        engine: NearestNeighbour,
+    ) -> None:
+        self.settings = settings
+        self.thresholds = thresholds
+        self.extractor = extractor
+        self.bank = bank
+        self.engine = engine
+        self._largest_row = largest_squared_norm(bank)
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Full frame -> model input (H, W, 3) uint8. Raises PictureError when the frame does not fit."""
+        s = self.settings
+        return to_model_input(pixels, s.frame_size, s.region, s.resize_to, s.size, s.resize)  # type: ignore[arg-type]
+
+    def judge(self, features: Features, thresholds: Thresholds) -> Evidence:
+        """Score and boxes of one frame from its (gh, gw, D) float32 features.
+
+        Features that are not finite give a score of NaN, which no threshold passes. The map is made only
+        when it can reach the pixel threshold: a blur is an average and never exceeds the largest distance.
+        """
+        patches = features.reshape(-1, features.shape[-1])
+        largest = largest_squared_norm(patches)
+        if not math.isfinite(largest):
+            return _NOT_FINITE
+        proposed, rows = self.engine.nearest(patches, 1)
+        found = image_score(
+            patches,
+            proposed[:, 0],
+            self.bank,
+            self.engine.nearest,
+            proposal_tolerance(largest, self._largest_row),
+            self.settings.neighbours,
+            self.settings.metric,  # type: ignore[arg-type]
+        )
+        boxes: tuple[Box, ...] = ()
+        if not found.max_distance < thresholds.pixel:
+            anomaly = self._map(patches, rows[:, 0], features.shape[:2])
+            s = self.settings
+            boxes = boxes_above(anomaly, thresholds.pixel, s.frame_size, s.region, s.resize_to)
+        return Evidence(found.score, found.max_distance, boxes, "exact")
+
+    def anomaly_map(self, features: Features) -> NDArray[np.float32]:
+        """Exact anomaly map of one frame at model size, (H, W) float32, raw distance units."""
+        patches = features.reshape(-1, features.shape[-1])
+        return self._map(patches, self.engine.nearest(patches, 1)[1][:, 0], features.shape[:2])
+
+    def _map(self, patches: NDArray[np.float32], rows: NDArray[np.int64], grid: tuple[int, ...]) -> NDArray[np.float32]:
+        s = self.settings
+        distances = patch_distances(patches, rows, self.bank, s.metric)  # type: ignore[arg-type]
+        return anomaly_map(
+            distances.reshape(grid),
+            s.size,
+            s.extent,
+            s.upsampling,
+            s.blur,
+            s.blur_sigma_px,  # type: ignore[arg-type]
+        )

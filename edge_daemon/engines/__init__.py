@@ -1,0 +1,1 @@
+"""What computes: onnxruntime sessions and nearest-neighbour engines."""
