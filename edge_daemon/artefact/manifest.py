@@ -1,10 +1,10 @@
 """recipe.json: everything that judges one product with one view (schema `edge-daemon/recipe/1`)."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-RECIPE_SCHEMA = "edge-daemon/recipe/1"
+RECIPE_SCHEMA: Final = "edge-daemon/recipe/1"
 
 # What this version knows; a recipe that requires anything else is refused.
 KNOWN_FEATURES = frozenset({"patchcore/1"})
@@ -66,7 +66,7 @@ class BackbonePart(Part):
 
 
 class BankPart(FileRef):
-    """bank.safetensors: tensor `bank` (rows, dim) float32, and `neighbours` for re-weighting."""
+    """bank.safetensors: one tensor `bank`, (rows, dim) float32."""
 
     rows: PositiveInt
     dim: PositiveInt

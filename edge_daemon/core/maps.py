@@ -18,11 +18,10 @@ _BORDER = {"torch_reflect": cv2.BORDER_REFLECT_101, "scipy_reflect": cv2.BORDER_
 def _upsample(grid: NDArray[np.float32], width: int, height: int, method: Upsampling) -> NDArray[np.float32]:
     """(gh, gw) -> (height, width): nearest takes cell ⌊i·g/size⌋ (torch), bilinear is half-pixel."""
     if method == "bilinear":
-        smooth: NDArray[np.float32] = np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR))
-        return smooth
+        return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
     rows = np.arange(height) * grid.shape[0] // height
     columns = np.arange(width) * grid.shape[1] // width
-    return grid[rows[:, None], columns[None, :]]
+    return np.asarray(grid[rows[:, None], columns[None, :]])
 
 
 def anomaly_map(

@@ -101,10 +101,9 @@ def resize(pixels: NDArray[np.uint8], width: int, height: int, method: ResizeMet
         )
         return small
     if pixels.ndim == 2:
-        return _antialias(pixels[None], width, height)[0]
+        return _antialias(pixels[None], width, height).reshape(height, width)
     planes = _antialias(np.asarray(cv2.split(pixels), np.uint8), width, height)
-    merged: NDArray[np.uint8] = np.asarray(cv2.merge([*planes]), np.uint8)
-    return merged
+    return np.asarray(cv2.merge([*planes]), np.uint8)
 
 
 def to_model_input(
@@ -125,8 +124,8 @@ def to_model_input(
         raise PictureError(f"a frame must be (H, W) or (H, W, 3) uint8, this one is {pixels.shape} {pixels.dtype}")
     if (pixels.shape[1], pixels.shape[0]) != frame_size:
         raise PictureError(
-            f"the frame is {pixels.shape[1]}x{pixels.shape[0]}, the recipe was made for {frame_size[0]}x{frame_size[1]}: "
-            "check the camera's region and binning, or make a recipe for this size"
+            f"the frame is {pixels.shape[1]}x{pixels.shape[0]}, the recipe was made for "
+            f"{frame_size[0]}x{frame_size[1]}: check the camera's region and binning, or make a recipe for this size"
         )
     if region is not None:
         pixels = pixels[region.y : region.y + region.h, region.x : region.x + region.w]

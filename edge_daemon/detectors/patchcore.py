@@ -10,9 +10,9 @@ from edge_daemon.artefact.manifest import Manifest
 from edge_daemon.core.decision import Evidence, Thresholds
 from edge_daemon.core.distances import largest_squared_norm, proposal_tolerance
 from edge_daemon.core.geometry import Box, Region
-from edge_daemon.core.maps import anomaly_map, boxes_above
-from edge_daemon.core.patchcore import image_score, patch_distances
-from edge_daemon.core.resize import to_model_input
+from edge_daemon.core.maps import Blur, Upsampling, anomaly_map, boxes_above
+from edge_daemon.core.patchcore import Metric, image_score, patch_distances
+from edge_daemon.core.resize import ResizeMethod, to_model_input
 from edge_daemon.detectors.base import Extractor, Features
 from edge_daemon.engines.nearest import NearestNeighbour
 
@@ -23,14 +23,14 @@ class PatchCoreSettings:
 
     frame_size: tuple[int, int]
     region: Region | None
-    resize: str
+    resize: ResizeMethod
     resize_to: tuple[int, int]
     size: tuple[int, int]
     extent: tuple[int, int]
     neighbours: int
-    metric: str
-    upsampling: str
-    blur: str
+    metric: Metric
+    upsampling: Upsampling
+    blur: Blur
     blur_sigma_px: float
 
     @classmethod
@@ -76,7 +76,7 @@ class PatchCoreDetector:
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Full frame -> model input (H, W, 3) uint8. Raises PictureError when the frame does not fit."""
         s = self.settings
-        return to_model_input(pixels, s.frame_size, s.region, s.resize_to, s.size, s.resize)  # type: ignore[arg-type]
+        return to_model_input(pixels, s.frame_size, s.region, s.resize_to, s.size, s.resize)
 
     def judge(self, features: Features, thresholds: Thresholds) -> Evidence:
         """Score and boxes of one frame from its (gh, gw, D) float32 features.
@@ -96,7 +96,7 @@ class PatchCoreDetector:
             self.engine.nearest,
             proposal_tolerance(largest, self._largest_row),
             self.settings.neighbours,
-            self.settings.metric,  # type: ignore[arg-type]
+            self.settings.metric,
         )
         boxes: tuple[Box, ...] = ()
         if not found.max_distance < thresholds.pixel:
@@ -112,12 +112,12 @@ class PatchCoreDetector:
 
     def _map(self, patches: NDArray[np.float32], rows: NDArray[np.int64], grid: tuple[int, ...]) -> NDArray[np.float32]:
         s = self.settings
-        distances = patch_distances(patches, rows, self.bank, s.metric)  # type: ignore[arg-type]
+        distances = patch_distances(patches, rows, self.bank, s.metric)
         return anomaly_map(
             distances.reshape(grid),
             s.size,
             s.extent,
             s.upsampling,
             s.blur,
-            s.blur_sigma_px,  # type: ignore[arg-type]
+            s.blur_sigma_px,
         )

@@ -1,0 +1,321 @@
+"""Recipes on disk: a directory, or the same files as one `.recipe` zip for transport.
+
+Bytes in, verified objects out, in the order of the design: schema version and features, digests,
+shapes, dtypes and finite values. The engine and the golden samples follow in `detectors.loading`.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError
+
+from edge_daemon.artefact.manifest import KNOWN_FEATURES, RECIPE_SCHEMA, Manifest
+from edge_daemon.artefact.pictures import decode_picture
+from edge_daemon.errors import (
+    EdgeError,
+    PictureError,
+    RecipeDigestError,
+    RecipeFeatureError,
+    RecipeSchemaError,
+    RecipeShapeError,
+    RecipeUnreadable,
+)
+
+MANIFEST = "recipe.json"
+BANK = "bank.safetensors"
+BACKBONE = "backbone.onnx"
+_FIXED_NAMES = frozenset({MANIFEST, BANK, BACKBONE, "prototypes.safetensors", "signature"})
+_GOLDEN_NAME = re.compile(r"^golden/[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}$")
+_MAX_FILES = 256
+_MAX_BYTES = 16 << 30
+_MAX_MANIFEST_BYTES = 16 << 20
+_ZERO_DIGEST = "0" * 64
+_SELF_DIGEST = re.compile(rb'("self_sha256": ?")([0-9a-f]{64})(")')
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """A golden sample: the full frame and what it must give."""
+
+    file: str
+    kind: str
+    pixels: NDArray[np.uint8]
+    score: float
+    max_distance: float
+    evaluation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe whose bytes are verified. digest: SHA-256 that names it; bank: (rows, dim) float32;
+    backbone: the fused ONNX graph's bytes."""
+
+    manifest: Manifest
+    bank: NDArray[np.float32]
+    backbone: bytes
+    golden: tuple[Golden, ...]
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.self_sha256
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _allowed(name: str) -> bool:
+    return name in _FIXED_NAMES or _GOLDEN_NAME.match(name) is not None
+
+
+def _read_directory(path: Path) -> dict[str, bytes]:
+    """All files of a recipe directory. Links, other files and too large ones are refused."""
+    files: dict[str, bytes] = {}
+    total = 0
+    for entry in sorted(path.rglob("*")):
+        name = entry.relative_to(path).as_posix()
+        mode = entry.lstat().st_mode
+        if stat.S_ISDIR(mode) and name == "golden":
+            continue
+        total += entry.lstat().st_size
+        if not stat.S_ISREG(mode) or not _allowed(name) or len(files) >= _MAX_FILES or total > _MAX_BYTES:
+            raise RecipeUnreadable(f"recipe {path} holds {name}, which is no part of a recipe: remove it")
+        files[name] = entry.read_bytes()
+    return files
+
+
+def _read_zip(path: Path) -> dict[str, bytes]:
+    """All files of a `.recipe` zip. Only stored (uncompressed) plain files under known names are taken."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if len(entries) > _MAX_FILES or sum(e.file_size for e in entries) > _MAX_BYTES:
+            raise RecipeUnreadable(f"recipe {path} is larger than a recipe may be")
+        files: dict[str, bytes] = {}
+        for entry in entries:
+            if not _allowed(entry.filename) or entry.filename in files or entry.compress_type != zipfile.ZIP_STORED:
+                raise RecipeUnreadable(f"recipe {path} holds {entry.filename!r}, which is no part of a recipe")
+            files[entry.filename] = archive.read(entry)
+    return files
+
+
+def read_files(path: Path) -> dict[str, bytes]:
+    """The files of a recipe, directory or zip, by name. Raises RecipeUnreadable."""
+    try:
+        if path.is_dir():
+            files = _read_directory(path)
+        elif path.exists():
+            files = _read_zip(path)
+        else:
+            raise RecipeUnreadable(f"there is no recipe at {path}")
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise RecipeUnreadable(
+            f"recipe {path} cannot be read ({error}): it is truncated or damaged, copy it again"
+        ) from error
+    if MANIFEST not in files:
+        raise RecipeUnreadable(f"{path} is not a recipe: it has no {MANIFEST}")
+    return files
+
+
+def _parse_manifest(raw: bytes, where: str) -> Manifest:
+    """Schema version, features and fields, in that order."""
+    if len(raw) > _MAX_MANIFEST_BYTES:
+        raise RecipeUnreadable(f"{where}: {MANIFEST} is larger than a manifest may be")
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise RecipeUnreadable(f"{where}: {MANIFEST} is not JSON ({error}): copy the recipe again") from error
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != RECIPE_SCHEMA:
+        raise RecipeSchemaError(f"{where}: schema is {schema!r}, this version reads {RECIPE_SCHEMA!r}")
+    features = data.get("required_features")
+    if isinstance(features, list):
+        unknown = sorted(str(f) for f in features if str(f) not in KNOWN_FEATURES)
+        if unknown:
+            raise RecipeFeatureError(f"{where} needs {', '.join(unknown)}, which this version does not know: update it")
+    try:
+        return Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:10])
+        raise RecipeSchemaError(f"{where}: {MANIFEST} does not fit the schema: {problems}") from error
+
+
+def manifest_digest(raw: bytes) -> str:
+    """SHA-256 of recipe.json's bytes with the digits of its own digest zero."""
+    return sha256(_SELF_DIGEST.sub(rb"\g<1>" + _ZERO_DIGEST.encode() + rb"\g<3>", raw, count=1))
+
+
+def _check_digests(manifest: Manifest, raw: bytes, files: Mapping[str, bytes], where: str) -> None:
+    """Every file present, named by the manifest, and with its digest. Raises the recipe errors."""
+    if manifest_digest(raw) != manifest.self_sha256:
+        raise RecipeDigestError(f"{where}: {MANIFEST} was changed after it was written: copy the recipe again")
+    expected = {manifest.bank.file: manifest.bank.sha256, **{g.file: g.sha256 for g in manifest.golden}}
+    if manifest.backbone.file is not None:
+        expected[manifest.backbone.file] = manifest.backbone.sha256
+    missing = sorted(set(expected) - set(files))
+    if missing:
+        raise RecipeUnreadable(f"{where} lacks {', '.join(missing)}: copy the recipe again")
+    extra = sorted(set(files) - set(expected) - {MANIFEST, "signature"})
+    if extra:
+        raise RecipeUnreadable(f"{where} holds {', '.join(extra)}, which its manifest does not name")
+    for name, digest in expected.items():
+        if sha256(files[name]) != digest:
+            raise RecipeDigestError(f"{where}: {name} is damaged or was exchanged: copy the recipe again")
+
+
+def _load_bank(data: bytes, manifest: Manifest, where: str) -> NDArray[np.float32]:
+    """The bank, checked for name, dtype, shape and finite values."""
+    try:
+        tensors = safetensors.numpy.load(data)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise RecipeShapeError(f"{where}: {BANK} is not a safetensors file ({error})") from error
+    bank = tensors.get("bank")
+    expected = (manifest.bank.rows, manifest.bank.dim)
+    if bank is None or bank.dtype != np.float32 or bank.shape != expected:
+        found = None if bank is None else (bank.dtype, bank.shape)
+        raise RecipeShapeError(f"{where}: the bank should be float32 {expected}, found {found}")
+    if manifest.bank.dim != manifest.backbone.dim:
+        raise RecipeShapeError(
+            f"{where}: the bank has {manifest.bank.dim} dimensions, the backbone {manifest.backbone.dim}"
+        )
+    if not math.isfinite(float(np.einsum("md,md->", bank, bank, dtype=np.float64))):
+        raise RecipeShapeError(f"{where}: the bank holds NaN or infinity")
+    bank = np.ascontiguousarray(bank)
+    bank.flags.writeable = False
+    return bank
+
+
+def _check_geometry(manifest: Manifest, where: str) -> None:
+    """What the schema cannot say: rectangles inside pictures, thresholds in order."""
+    view, pre, backbone = manifest.view, manifest.preprocess, manifest.backbone
+    width, height = view.frame_size
+    problems = []
+    if view.region is not None:
+        x, y, w, h = view.region
+        if x + w > width or y + h > height:
+            problems.append(f"the region {view.region} leaves the frame {view.frame_size}")
+    if pre.size[0] > pre.resize_to[0] or pre.size[1] > pre.resize_to[1]:
+        problems.append(f"the model size {pre.size} is larger than the resized picture {pre.resize_to}")
+    if backbone.extent[0] < pre.size[0] or backbone.extent[1] < pre.size[1]:
+        problems.append(f"the grid's extent {backbone.extent} does not cover the model size {pre.size}")
+    if manifest.thresholds.lower > manifest.thresholds.upper:
+        problems.append("the lower threshold is above the upper one")
+    if problems:
+        raise RecipeShapeError(f"{where}: {'; '.join(problems)}")
+
+
+def _load_golden(manifest: Manifest, files: Mapping[str, bytes], where: str) -> tuple[Golden, ...]:
+    """The golden pictures, decoded, of the frame's size."""
+    golden = []
+    for part in manifest.golden:
+        try:
+            pixels = decode_picture(files[part.file], part.file)
+        except PictureError as error:
+            raise RecipeShapeError(f"{where}: golden sample {part.file} is no picture: {error}") from error
+        if (pixels.shape[1], pixels.shape[0]) != manifest.view.frame_size:
+            raise RecipeShapeError(f"{where}: golden sample {part.file} has not the size of the frame")
+        golden.append(Golden(part.file, part.kind, pixels, part.score, part.max_distance, part.evaluation))
+    return tuple(golden)
+
+
+def load_recipe(path: Path, backbone_of: Callable[[str], bytes] | None = None) -> Recipe:
+    """Read and verify a recipe: schema and features, digests, shapes and values.
+
+    path: directory or `.recipe` file; backbone_of: gives the backbone for a digest where the recipe
+    carries none. Raises the subclasses of RecipeError, each step its own.
+    """
+    return verify_files(read_files(path), str(path), backbone_of)
+
+
+def verify_files(files: Mapping[str, bytes], where: str, backbone_of: Callable[[str], bytes] | None = None) -> Recipe:
+    """As `load_recipe`, for files already in memory; `where` names them in errors."""
+    raw = files[MANIFEST]
+    manifest = _parse_manifest(raw, where)
+    _check_digests(manifest, raw, files, where)
+    if manifest.backbone.file is not None:
+        backbone = files[manifest.backbone.file]
+    elif backbone_of is not None:
+        backbone = backbone_of(manifest.backbone.sha256)
+    else:
+        raise RecipeUnreadable(f"{where} carries no backbone: load it through a store that has it")
+    if sha256(backbone) != manifest.backbone.sha256:
+        raise RecipeDigestError(f"{where}: the store's backbone {manifest.backbone.sha256[:12]} is damaged")
+    _check_geometry(manifest, where)
+    bank = _load_bank(files[manifest.bank.file], manifest, where)
+    return Recipe(manifest, bank, backbone, _load_golden(manifest, files, where))
+
+
+def bank_bytes(bank: NDArray[np.float32]) -> bytes:
+    """bank.safetensors for (rows, dim) float32."""
+    return safetensors.numpy.save({"bank": np.ascontiguousarray(bank, np.float32)})
+
+
+def manifest_bytes(fields: Mapping[str, Any]) -> bytes:
+    """recipe.json for all fields of a manifest except `self_sha256`, which is computed and put in.
+
+    Raises RecipeSchemaError when the fields do not make a manifest.
+    """
+    try:
+        manifest = Manifest.model_validate({**fields, "self_sha256": _ZERO_DIGEST})
+    except ValidationError as error:
+        raise RecipeSchemaError(f"the recipe cannot be written: {error}") from error
+    raw = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False).encode() + b"\n"
+    return raw.replace(_ZERO_DIGEST.encode(), manifest_digest(raw).encode(), 1)
+
+
+def write_recipe(out: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files of a recipe, a `.recipe` zip when `out` ends so, else a directory.
+
+    Complete or not at all: written beside the target and renamed over it. An existing recipe is replaced.
+    Raises EdgeError when the place cannot be written.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        if out.suffix == ".recipe":
+            _write_zip(partial / "recipe", files)
+            os.replace(partial / "recipe", out)
+        else:
+            _write_directory(partial / "recipe", files)
+            if out.exists():
+                out.rename(partial / "old")
+            os.replace(partial / "recipe", out)
+    except OSError as error:
+        raise EdgeError(f"the recipe cannot be written to {out}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_zip(path: Path, files: Mapping[str, bytes]) -> None:
+    with path.open("wb") as raw:
+        with zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as archive:
+            for name in sorted(files):
+                archive.writestr(zipfile.ZipInfo(name), files[name])  # ZipInfo's fixed date: equal bytes
+        raw.flush()
+        os.fsync(raw.fileno())
+
+
+def _write_directory(path: Path, files: Mapping[str, bytes]) -> None:
+    path.mkdir()
+    for name in sorted(files):
+        target = path / name
+        target.parent.mkdir(exist_ok=True)
+        with target.open("wb") as raw:
+            raw.write(files[name])
+            raw.flush()
+            os.fsync(raw.fileno())

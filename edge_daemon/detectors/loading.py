@@ -1,0 +1,112 @@
+"""From a recipe on disk to a detector that may judge: the whole load order, nothing switched until all pass."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_daemon.artefact.recipe import Golden, Recipe, load_recipe
+from edge_daemon.core.decision import Evidence, Thresholds, judge_score
+from edge_daemon.detectors.base import Detector, judge_picture
+from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
+from edge_daemon.engines.nearest import make_engine
+from edge_daemon.engines.sessions import Sessions
+from edge_daemon.errors import RecipeEngineError, RecipeGoldenError
+
+# Relative tolerance of golden scores by provider and precision. int8 and fp16 graphs and TensorRT
+# differ between machines: their thresholds are calibrated where they run, and their golden samples
+# must still come out within this and with the same evaluation.
+_GOLDEN_TOLERANCE = {("CPUExecutionProvider", "fp32"): 1e-5, ("CUDAExecutionProvider", "fp32"): 1e-3}
+_GOLDEN_TOLERANCE_OTHER = 1e-2
+
+STEPS = ("schema and features", "digests", "shapes and values", "engine and provider", "golden samples")
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyRecipe:
+    """A recipe that passed every step, with its live detector. `golden` are its golden samples."""
+
+    recipe: Recipe
+    detector: Detector
+
+    @property
+    def golden(self) -> tuple[Golden, ...]:
+        return self.recipe.golden
+
+    @property
+    def provider(self) -> str:
+        return self.detector.extractor.provider
+
+
+def build_detector(recipe: Recipe, sessions: Sessions, engine: str = "auto") -> Detector:
+    """The detector of a verified recipe. Raises RecipeEngineError or ProviderError.
+
+    engine: the search engine that the configuration forces; `auto` leaves it to the recipe.
+    """
+    manifest = recipe.manifest
+    extractor = sessions.extractor(recipe.backbone, manifest.backbone.sha256)
+    width, height = manifest.preprocess.size
+    if extractor.key[1:] != (height, width):
+        raise RecipeEngineError(
+            f"the backbone takes {extractor.key[2]}x{extractor.key[1]} pictures, the recipe says {width}x{height}"
+        )
+    limits = manifest.thresholds
+    name = engine if engine != "auto" else manifest.parameters.engine
+    return PatchCoreDetector(
+        PatchCoreSettings.of(manifest),
+        Thresholds(limits.lower, limits.upper, limits.pixel),
+        extractor,
+        recipe.bank,
+        make_engine(name, recipe.bank),
+    )
+
+
+def golden_tolerance(provider: str, precision: str) -> float:
+    """Relative tolerance of a golden sample's score."""
+    return _GOLDEN_TOLERANCE.get((provider, precision), _GOLDEN_TOLERANCE_OTHER)
+
+
+def check_golden(recipe: Recipe, detector: Detector, golden: Golden) -> Evidence:
+    """One golden sample through the live engine. Raises RecipeGoldenError when it comes out otherwise."""
+    evidence = judge_picture(detector, golden.pixels)
+    provider = detector.extractor.provider
+    tolerance = golden_tolerance(provider, recipe.manifest.backbone.precision)
+    for name, found, expected in (
+        ("score", evidence.score, golden.score),
+        ("max_distance", evidence.max_distance, golden.max_distance),
+    ):
+        # Written so that NaN fails.
+        if not abs(found - expected) <= tolerance * max(abs(expected), 1e-6):
+            raise RecipeGoldenError(
+                f"golden sample {golden.file} of {recipe.manifest.name} gives {name} {found:.7g} on {provider}, the "
+                f"recipe says {expected:.7g} (tolerance {tolerance:g}): this PC does not judge as the export did"
+            )
+    evaluation = judge_score(evidence.score, evidence.max_distance, detector.thresholds).evaluation
+    if evaluation.label != golden.evaluation:
+        raise RecipeGoldenError(
+            f"golden sample {golden.file} of {recipe.manifest.name} is {evaluation.label}, the recipe says "
+            f"{golden.evaluation}"
+        )
+    return evidence
+
+
+def load_verified(
+    path: Path,
+    sessions: Sessions,
+    engine: str = "auto",
+    backbone_of: Callable[[str], bytes] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> ReadyRecipe:
+    """The whole load order of a recipe, directory or `.recipe` file, each step with its own error.
+
+    progress: called with each of `STEPS` as it is passed. Raises RecipeError's subclasses, ProviderError.
+    """
+    passed = progress or (lambda _step: None)
+    recipe = load_recipe(path, backbone_of)
+    for step in STEPS[:3]:
+        passed(step)
+    detector = build_detector(recipe, sessions, engine)
+    passed(STEPS[3])
+    for golden in recipe.golden:
+        check_golden(recipe, detector, golden)
+    passed(STEPS[4])
+    return ReadyRecipe(recipe, detector)
