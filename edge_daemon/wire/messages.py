@@ -4,27 +4,36 @@ ignore fields they do not know.
 A message is ZeroMQ multipart: [topic, header, blob...]; the header is UTF-8 JSON, at most 8 KiB.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-RESULT_SCHEMA = "edge-daemon/result/1"
-IMAGE_SCHEMA = "edge-daemon/image/1"
-STATUS_SCHEMA = "edge-daemon/status/1"
-EVENT_SCHEMA = "edge-daemon/event/1"
-TRIGGER_SCHEMA = "edge-daemon/trigger/1"
-CONTROL_SCHEMA = "edge-daemon/control/1"
+RESULT_SCHEMA: Final = "edge-daemon/result/1"
+IMAGE_SCHEMA: Final = "edge-daemon/image/1"
+STATUS_SCHEMA: Final = "edge-daemon/status/1"
+EVENT_SCHEMA: Final = "edge-daemon/event/1"
+TRIGGER_SCHEMA: Final = "edge-daemon/trigger/1"
+CONTROL_SCHEMA: Final = "edge-daemon/control/1"
 
 MAX_HEADER_BYTES = 8192
 
 EvaluationLabel = Literal["Undefined", "OK", "NotOK", "NotDecidable"]
 Mode = Literal["production", "setup", "master_part", "bypass"]
+EventKind = Literal["recipe", "camera", "alarm", "audit"]
+RequestId = Annotated[str, Field(max_length=64)]
 
 
 class Message(BaseModel):
-    """Base of everything on the wire: frozen, unknown fields of newer writers ignored."""
+    """Base of everything on the wire: frozen, unknown fields of newer writers ignored, NaN and infinity as null."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        ser_json_inf_nan="null",
+        populate_by_name=True,
+        serialize_by_alias=True,
+        use_attribute_docstrings=True,
+    )
 
 
 class BoxMessage(Message):
@@ -81,8 +90,8 @@ class ViewMessage(Message):
     """How many boxes there were."""
     map_kind: str = ""
     """`exact`, or `upper_bound` where values outside boxes are bounds."""
-    health: dict[str, float] = Field(default_factory=dict)
-    """Image health measures by name."""
+    health: dict[str, float | None] = Field(default_factory=dict)
+    """Image health measures by name; null when not finite."""
     recipe: RecipeRef | None = None
     provider: str = ""
     """The onnxruntime execution provider that ran."""
@@ -159,12 +168,190 @@ class Inspection(Message):
     image_ref: str | None = None
     """Topic and id under which pictures of this inspection go out, when they do."""
     parts: tuple[Part, ...] = ()
+    """What the blobs after the header are, in order."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="ignore",
-        ser_json_inf_nan="null",
-        populate_by_name=True,
-        serialize_by_alias=True,
-        use_attribute_docstrings=True,
-    )
+
+class Image(Message):
+    """Pictures of one inspection, one message per view. Topic `image/<station>/`, on a socket of their own:
+    never waited for, dropped first when the PC or a reader is slow."""
+
+    schema_: Annotated[Literal["edge-daemon/image/1"], Field(alias="schema")] = IMAGE_SCHEMA
+    line: str
+    station: str
+    boot: int
+    boot_id: str
+    result_id: str
+    """The inspection it belongs to; the verdict is there, not here."""
+    trigger_id: str = ""
+    camera: str = ""
+    frame_size: tuple[int, int] | None = None
+    """Width and height of the full frame that boxes refer to."""
+    map_kind: str = ""
+    """`exact`, or `upper_bound` where values outside boxes are bounds."""
+    heat_range: tuple[float | None, float | None] | None = None
+    """Anomaly map values shown as the lightest and the strongest heat, raw distance units."""
+    details: dict[str, Any] = Field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+    """What the blobs after the header are, in order."""
+
+
+class Counters(Message):
+    """The invariant of a station: accepted = ok + not_ok + not_decidable + failed + missed + in_flight."""
+
+    accepted: int = 0
+    ok: int = 0
+    not_ok: int = 0
+    not_decidable: int = 0
+    failed: int = 0
+    missed: int = 0
+    in_flight: int = 0
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the invariant holds."""
+        done = self.ok + self.not_ok + self.not_decidable + self.failed + self.missed
+        return self.accepted == done + self.in_flight
+
+
+class CameraStatus(Message):
+    """One camera of a station."""
+
+    camera: str
+    connected: bool
+    frames: int = 0
+    """Frames that arrived in this boot."""
+    inspected: int = 0
+    """Frames that went all the way through the inspecting path in this boot, golden samples included. Only that
+    path advances it, so a number that stands still means that nothing is being inspected."""
+    message: str = ""
+    """Why it is not connected, or what is wrong."""
+
+
+class Status(Message):
+    """State of a station, or of the daemon itself (station `daemon`). Topic `status/<station>/`, on change and at
+    least ten times a second."""
+
+    schema_: Annotated[Literal["edge-daemon/status/1"], Field(alias="schema")] = STATUS_SCHEMA
+    line: str
+    station: str
+    boot: int
+    boot_id: str
+    utc: str
+    uptime_ms: float
+    """Since the start of the daemon, monotonic."""
+    state: str
+    """State of OPC 40100-1: Preoperational, Halted, Error, Initialized, Ready, SingleExecution, ContinuousExecution."""
+    trigger_ready: bool = False
+    """Whether a trigger would be accepted now."""
+    mode: Mode | None = None
+    recipe_set: str = ""
+    """Digest of the active set of recipes."""
+    counters: Counters | None = None
+    """Counts of this boot."""
+    last_seq: int = 0
+    """Sequence number of the last result of this boot; 0 before the first."""
+    previous_boot: int | None = None
+    """Number of the boot before, null on the first."""
+    previous_last_seq: int = 0
+    """Last sequence number of this station in the boot before, so that no tail of it is lost unseen."""
+    cameras: tuple[CameraStatus, ...] = ()
+    alarms: tuple[str, ...] = ()
+    details: dict[str, Any] = Field(default_factory=dict)
+    """Measures for people and dashboards: queues, thread pools, providers, commit times."""
+
+
+class Event(Message):
+    """Something that happened. Topic `event/<kind>/`."""
+
+    schema_: Annotated[Literal["edge-daemon/event/1"], Field(alias="schema")] = EVENT_SCHEMA
+    line: str
+    station: str = ""
+    """Empty when it concerns the whole daemon."""
+    boot: int
+    boot_id: str
+    kind: EventKind
+    name: str
+    """Short and stable, for programs: `camera_lost`, `recipe_activated`, `journal_full`."""
+    severity: Literal["info", "warning", "error"] = "info"
+    utc: str
+    message: str
+    """For people: what happened, to what, what to do."""
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class TriggerRequest(Message):
+    """Ask for one inspection of one part at one station."""
+
+    schema_: Annotated[Literal["edge-daemon/trigger/1"], Field(alias="schema")] = TRIGGER_SCHEMA
+    request_id: RequestId = ""
+    """Repeat a request with the same id after a lost answer: the first answer comes again and no second part is
+    inspected. Empty: every request is a trigger of its own."""
+    station: Annotated[str, Field(min_length=1, max_length=64)]
+    trigger_id: Annotated[str, Field(min_length=1, max_length=64)]
+    """The asker's own number for this part, as text."""
+    part_id: Annotated[str, Field(max_length=128)] | None = None
+    job: Annotated[str, Field(max_length=128)] | None = None
+    """What the asker believes to be inspected; a job that does not match the active recipes is NotDecidable."""
+    mode: Mode | None = None
+    """Null for the mode of the station."""
+
+
+class TriggerReply(Message):
+    """Whether the trigger was accepted. The verdict comes on the results socket, accepted or not."""
+
+    schema_: Annotated[Literal["edge-daemon/trigger/1"], Field(alias="schema")] = TRIGGER_SCHEMA
+    request_id: str = ""
+    station: str = ""
+    trigger_id: str = ""
+    accepted: bool
+    result_id: str | None = None
+    """Under which the one result of this trigger goes out; also set for a missed one."""
+    attempt: int | None = None
+    reason: str = ""
+    """Why not accepted: `missed_busy`, `missed_not_ready`, `missed_duplicate`, `journal`, `stopped`; or, without a
+    result because it never was a trigger: `malformed`, `unknown_station`, `busy`, `request_id_reused`, `internal`."""
+    message: str = ""
+    """The same for people."""
+
+
+class ControlRequest(Message):
+    """A command of an operator or engineer."""
+
+    schema_: Annotated[Literal["edge-daemon/control/1"], Field(alias="schema")] = CONTROL_SCHEMA
+    request_id: Annotated[RequestId, Field(min_length=1)]
+    """A repeated id gets the first answer, and the command runs once."""
+    command: Annotated[str, Field(min_length=1, max_length=64)]
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+class ControlFault(Message):
+    """Why a command was refused or failed."""
+
+    code: str
+    """For programs, stable: `malformed`, `unknown_command`, `busy`, `request_id_reused`, `internal`, ..."""
+    message: str
+    """For people: what happened, to what, what to do."""
+
+
+class ControlReply(Message):
+    """Answer to a command: a result, an error, or the id of a job that goes on."""
+
+    schema_: Annotated[Literal["edge-daemon/control/1"], Field(alias="schema")] = CONTROL_SCHEMA
+    request_id: str = ""
+    ok: bool
+    result: dict[str, Any] | None = None
+    error: ControlFault | None = None
+    job: str | None = None
+    """Set when the command goes on; ask for it with the command `job`."""
+
+
+class JobState(Message):
+    """Result of the command `job`."""
+
+    job: str
+    command: str = ""
+    state: Literal["running", "done", "failed"]
+    progress: float | None = None
+    """0 to 1, null when unknown."""
+    result: dict[str, Any] | None = None
+    error: ControlFault | None = None
