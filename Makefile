@@ -44,9 +44,11 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (about 700 MB, half a minute)"
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing what export and the tests need (torch for CPUs; a minute or two)"
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[export,dev]'
 	@touch $@
