@@ -6,7 +6,7 @@ seed judges the parts of another.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 
 from edge_daemon.core.geometry import Region
 from edge_daemon.errors import ConfigError
-
-Product = Literal["flange", "cap", "board", "weave"]
-PRODUCTS: tuple[Product, ...] = ("flange", "cap", "board", "weave")
+from edge_daemon.simulation.names import PRODUCTS
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_daemon.simulation.blanks import Blank, Bytes, Floats
-from edge_daemon.simulation.defects import DefectKind
+from edge_daemon.simulation.names import DefectKind
 
 # Opacity from which a pixel counts as defective in the truth mask.
 _VISIBLE = 0.25

@@ -1,27 +1,16 @@
-"""What can be wrong with a simulated part, and which parts it is wrong with."""
+"""Which simulated parts are defective, and how: the truth, without rendering."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from types import MappingProxyType
 
 import numpy as np
 
 from edge_daemon.errors import ConfigError
+from edge_daemon.simulation.names import DefectKind
 
 # Separates the stream that decides *whether* from the one that decides *how* (render.py).
 _SCRIPT_STREAM = 7
-
-
-class DefectKind(StrEnum):
-    """Names of the defects, as they appear in the configuration and in reports."""
-
-    SCRATCH = "scratch"
-    STAIN = "stain"
-    CHIP = "chip"
-    MISSING = "missing"
-    PARTICLE = "particle"
-    SMEAR = "smear"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_daemon.errors import ConfigError
-from edge_daemon.simulation.blanks import Blank, Bytes, Floats, make_blank
+from edge_daemon.simulation.blanks import Bytes, Floats, make_blank
 from edge_daemon.simulation.damage import Canvas, damage
-from edge_daemon.simulation.defects import DefectKind
-
-SMALLEST_SIDE_PX = 64
-LARGEST_SIDE_PX = 4096
+from edge_daemon.simulation.names import LARGEST_SIDE_PX, SMALLEST_SIDE_PX, DefectKind
 
 # Streams of random numbers that must not touch: pose and light stay as they are when a defect is added.
 _PART_STREAM, _DEFECT_STREAM = 1, 2
@@ -50,8 +47,9 @@ class Scene:
             )
         self.product = product
         self.size = size
-        probe = make_blank(product, SMALLEST_SIDE_PX)
-        self._blank = make_blank(product, max(size) if probe.fills else min(size))
+        fills = make_blank(product, SMALLEST_SIDE_PX).fills
+        self._blank = make_blank(product, max(size) if fills else min(size))
+        self.part_extent_px = self._blank.extent_px
         self._light = _light_field(size)
         self._noise = _sensor_noise(size)
         self._rest = _fitted(self._blank.rest, size)
@@ -159,8 +157,3 @@ def _fitted(rest: Bytes, size: tuple[int, int]) -> Bytes:
         return rest
     tiles = (-(-size[1] // rest.shape[0]), -(-size[0] // rest.shape[1]), 1)
     return np.ascontiguousarray(np.tile(rest, tiles))
-
-
-def blank_of(scene: Scene) -> Blank:
-    """The perfect part of a scene, for tests and reports."""
-    return scene._blank

@@ -1,0 +1,162 @@
+"""The `[cameras.NAME]` tables of the configuration, one model per kind of camera.
+
+Imports no library that computes: the configuration is read before any is loaded.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from edge_daemon.simulation.names import LARGEST_SIDE_PX, SMALLEST_SIDE_PX, DefectKind, Product
+
+
+def _no_bool(value: object) -> object:
+    """`true` is an int to Python; as a number it is always a slip."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Side = Annotated[Whole, Field(ge=SMALLEST_SIDE_PX, le=LARGEST_SIDE_PX)]
+PartIndex = Annotated[int, Field(ge=0, le=2**53)]
+Rate = Annotated[Number, Field(ge=0, le=10_000)]
+
+FaultAction = Literal["drop", "hang", "wrong_size", "black", "error", "disconnect"]
+
+
+class CameraTable(BaseModel):
+    """Base of all camera tables: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Fault(CameraTable):
+    """One scripted fault of a simulated camera; it happens once, to the frame that `frame` or `trigger` names."""
+
+    frame: Annotated[Whole, Field(ge=1, le=2**53)] | None = None
+    """The frame it happens to, by the number that results carry (`frame_ids`); the first is 1."""
+    trigger: Annotated[Whole, Field(ge=1, le=2**53)] | None = None
+    """The trigger it happens to, counted from the daemon's start; the first is 1."""
+    action: FaultAction
+    """`drop`: no frame comes. `hang`: the camera answers nothing for `seconds`, then goes on. `wrong_size`: a
+    frame of half the size. `black`: a frame without light. `error`: the frame is lost and the camera says so.
+    `disconnect`: gone until opened again, and for `seconds` it cannot be."""
+    seconds: Annotated[Number, Field(ge=0, le=3_600)] = 0
+    """How long `hang` and `disconnect` last."""
+
+    @model_validator(mode="after")
+    def _names_one_frame(self) -> Self:
+        if (self.frame is None) == (self.trigger is None):
+            raise ValueError("a fault names either the frame or the trigger that it happens to")
+        if self.action == "hang" and self.seconds == 0:
+            raise ValueError("a hang needs seconds, how long it lasts")
+        if self.seconds and self.action not in ("hang", "disconnect"):
+            raise ValueError(f"seconds has no meaning for the action {self.action}; leave it out")
+        return self
+
+
+class SimulatedConfig(CameraTable):
+    """A camera that looks at simulated parts: for trying out, tests and training of people."""
+
+    kind: Literal["simulated"]
+    """`simulated`"""
+    product: Product
+    """What lies under it: `flange` (turned aluminium), `cap` (moulded plastic with print), `board` (small
+    circuit board) or `weave` (carbon fabric)."""
+    seed: Annotated[Whole, Field(ge=0, le=2**53)] = 0
+    """The same seed gives the same parts, pixel by pixel."""
+    defect_rate: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Share of the parts that are defective, 0 to 1."""
+    defects: dict[PartIndex, DefectKind | Literal["good"]] = Field(default_factory=dict)
+    """Parts decided one by one, whatever the rate says: part index (from 0) to kind of defect or `good`."""
+    first_index: PartIndex = 0
+    """Index of the first part. Part i comes in frame i + 1."""
+    size: tuple[Side, Side] = (512, 512)
+    """Width and height of the pictures, in pixels."""
+    rate_hz: Rate = 0.0
+    """Frames a second when it runs free; 0 for as fast as they are asked for. Without effect on triggers."""
+    exposure_ms: Annotated[Number, Field(ge=0, le=10_000)] = 0.0
+    """Time from trigger to complete frame, in milliseconds; the time that rendering takes comes on top."""
+    faults: Annotated[tuple[Fault, ...], Field(max_length=10_000)] = ()
+    """Scripted faults, to see what the line does: `[{ frame = 7, action = "drop" }]`."""
+
+
+class FolderConfig(CameraTable):
+    """A camera that replays the pictures of a folder."""
+
+    kind: Literal["folder"]
+    """`folder`"""
+    path: Path
+    """The folder. Relative paths are relative to the configuration file."""
+    recursive: bool = True
+    """Whether pictures in folders below count too."""
+    pattern: Annotated[str, Field(min_length=1, max_length=255)] = "*"
+    """Which file names count, with `*` and `?`: `*_top.png`. Only PNG, JPEG, BMP and TIFF ever do."""
+    order: Literal["name"] = "name"
+    """The order of replay: by path, numbers by their value (`img2` before `img10`)."""
+    loop: bool = False
+    """Whether it starts again after the last picture. Otherwise the camera is silent then."""
+    rate_hz: Rate = 0.0
+    """Frames a second when it runs free; 0 for as fast as they are asked for. Without effect on triggers."""
+    preload: bool = False
+    """Decode all pictures when the camera is opened, so that reading takes no time later."""
+    preload_limit_mb: Annotated[Whole, Field(ge=1, le=1_000_000)] = 2_048
+    """Most memory that preloaded pictures may take, in megabytes; more are refused at opening."""
+
+
+class OpenCVConfig(CameraTable):
+    """A camera that OpenCV can read: USB (V4L2), RTSP or HTTP stream, or a video file."""
+
+    kind: Literal["opencv"]
+    """`opencv`"""
+    source: Annotated[Whole, Field(ge=0, le=255)] | Annotated[str, Field(min_length=1, max_length=4096)]
+    """Device number (`0`), device (`/dev/video0`), URL (`rtsp://…`) or path of a video file."""
+    width: Annotated[Whole, Field(ge=16, le=32_768)] | None = None
+    """Width to ask for, in pixels; a camera that gives another one is refused. By default what it gives."""
+    height: Annotated[Whole, Field(ge=16, le=32_768)] | None = None
+    """Height to ask for, in pixels; a camera that gives another one is refused. By default what it gives."""
+    fps: Annotated[Number, Field(gt=0, le=10_000)] | None = None
+    """Frames a second to ask for. The camera may give another rate. Devices only."""
+    backend: Literal["auto", "v4l2", "ffmpeg", "any"] = "auto"
+    """What reads: `auto` takes V4L2 for devices (on Linux) and FFmpeg for streams and files; `any` lets
+    OpenCV choose."""
+    open_timeout_ms: Annotated[Whole, Field(ge=100, le=600_000)] = 5_000
+    """Longest time to connect, in milliseconds."""
+    read_timeout_ms: Annotated[Whole, Field(ge=50, le=600_000)] = 2_000
+    """Longest time to wait inside one read, in milliseconds. A frame whose read took more than half of
+    this is taken for stale and refused: some drivers hand out old frames after a stall. Choose more than
+    twice the time between two frames."""
+    frames_in_flight: Annotated[Whole, Field(ge=0, le=64)] = 2
+    """Frames that may already be under way in a live camera when a trigger comes; as many are thrown away
+    after it, so that the frame judged was exposed after the trigger. Network streams may need more."""
+    mono: bool = False
+    """Deliver grey pictures."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.width is None) != (self.height is None):
+            raise ValueError("width and height go together; give both or neither")
+        if self.fps is not None and not self.is_device:
+            raise ValueError("fps can be asked of a device only, not of a stream or a file")
+        return self
+
+    @property
+    def device(self) -> int | str:
+        """The source as OpenCV takes it: a number given as text is a number."""
+        return int(self.source) if isinstance(self.source, str) and self.source.isdecimal() else self.source
+
+    @property
+    def is_device(self) -> bool:
+        """A camera at this PC, by number or as /dev/…"""
+        return isinstance(self.device, int) or self.device.startswith("/dev/")
+
+    @property
+    def is_file(self) -> bool:
+        """A recorded video: neither a device nor a URL (`file://` counts as a file)."""
+        return not self.is_device and ("://" not in str(self.device) or str(self.device).startswith("file://"))
+
+
+CameraConfig = Annotated[SimulatedConfig | FolderConfig | OpenCVConfig, Field(discriminator="kind")]
