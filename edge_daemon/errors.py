@@ -67,3 +67,7 @@ class JournalError(EdgeError):
 
 class WireError(EdgeError):
     """Bytes that are no message of a known schema."""
+
+
+class StoreError(EdgeError):
+    """The recipe store cannot do what was asked: unknown recipe, nothing active, damaged, disk full."""

@@ -1,0 +1,373 @@
+"""The configuration of one line PC: one TOML file, and `EDGE_…` environment variables over it.
+
+Every key is documented where it is declared; `deploy/docs/configuration.md` is made from that text.
+`load_config` finds everything that is wrong at once; what it returns is frozen and has absolute paths.
+"""
+
+import hashlib
+import ipaddress
+import json
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+
+from edge_daemon.cameras.config import CameraConfig
+from edge_daemon.errors import ConfigError
+from edge_daemon.wire.messages import Mode
+
+DEFAULT_CONFIG_PATH = Path("/etc/edge-daemon/edge.toml")
+ENV_PREFIX = "EDGE_"
+
+# Other programs of the same product read these; they are no keys of the configuration.
+FOREIGN_VARIABLES = ("EDGE_CONFIG", "EDGE_CTL_", "EDGE_DEMO_", "EDGE_EXPORT_", "EDGE_TEST_")
+
+# sockaddr_un.sun_path holds 108 bytes including the final zero (unix(7)).
+_MAX_IPC_PATH_BYTES = 107
+
+Table = dict[str, Any]
+
+
+def _no_bool(value: object) -> object:
+    """`true` is an int to Python; as a number it is always a slip."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+def _local_endpoint(value: str) -> str:
+    """An address that only this PC can reach: tcp://127.x.y.z:port, or ipc:// with a short absolute path."""
+    scheme, _, rest = value.partition("://")
+    if scheme == "ipc":
+        if not rest.startswith("/"):
+            raise ValueError("ipc:// needs an absolute path, such as ipc:///run/edge-daemon/results")
+        if len(os.fsencode(rest)) > _MAX_IPC_PATH_BYTES:
+            raise ValueError(f"the path of an ipc:// socket may have {_MAX_IPC_PATH_BYTES} bytes, not more")
+        return value
+    host, _, port = rest.rpartition(":")
+    if scheme != "tcp" or not host:
+        raise ValueError("must look like tcp://127.0.0.1:5561 or ipc:///run/edge-daemon/results")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise ValueError(f"the port must be a number from 1 to 65535, not {port!r}")
+    if not _is_ipv4_loopback(host):
+        raise ValueError(
+            f"{host} can be reached from the network, and connections are not yet encrypted or authenticated: "
+            f"anyone there could trigger, stop or listen; use tcp://127.0.0.1:{port}"
+        )
+    return value
+
+
+def _is_ipv4_loopback(host: str) -> bool:
+    try:
+        return ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        return False
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+Endpoint = Annotated[str, AfterValidator(_local_endpoint)]
+Count = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+HighWaterMark = Annotated[Count, Field(ge=1, le=1_000_000)]
+Threads = Annotated[Count, Field(ge=0, le=256)]
+
+Provider = Literal["cpu", "cuda", "tensorrt"]
+
+
+class Section(BaseModel):
+    """Base of all tables: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class WireConfig(Section):
+    """Where other programs connect. Until connections are encrypted and authenticated, only addresses
+    of this PC are accepted."""
+
+    results: Endpoint = "tcp://127.0.0.1:5561"
+    """Results: one message per part (publisher)."""
+    images: Endpoint = "tcp://127.0.0.1:5562"
+    """Heatmaps and thumbnails, so that no verdict waits for a picture (publisher)."""
+    status: Endpoint = "tcp://127.0.0.1:5563"
+    """Status and events (publisher)."""
+    triggers: Endpoint = "tcp://127.0.0.1:5564"
+    """Triggers and job selection (request and reply)."""
+    control: Endpoint = "tcp://127.0.0.1:5565"
+    """Control: what `edge-ctl` speaks to (request and reply)."""
+    results_hwm: HighWaterMark = 10_000
+    """Results kept for one slow subscriber, in messages; more are dropped for that subscriber, counted,
+    and can be replayed from the journal."""
+    images_hwm: HighWaterMark = 64
+    """Pictures kept for one slow subscriber, in messages; more are dropped and counted."""
+    status_hwm: HighWaterMark = 1_000
+    """Status and event messages kept for one slow subscriber; more are dropped and counted."""
+    max_request_bytes: Annotated[Count, Field(ge=1024, le=16_777_216)] = 65_536
+    """Largest trigger or control request that is read, in bytes; a larger one ends its connection."""
+    status_period_ms: Annotated[Number, Field(ge=10, le=100)] = 100
+    """Longest time between two status messages, in milliseconds."""
+
+
+class EngineConfig(Section):
+    """What computes."""
+
+    provider: Provider = "cpu"
+    """Where the backbone runs. A provider that cannot be had is an error, never a silent other one."""
+    fallback: Literal["cpu", "cuda"] | None = None
+    """What may run instead when the provider cannot be had; every result names what ran. None by default."""
+    intra_op_threads: Threads = 0
+    """Threads of one backbone run; 0 for one per physical core of this process."""
+    search_threads: Threads = 0
+    """Threads of the nearest-neighbour search; 0 for one per physical core of this process."""
+    max_batch: Annotated[Count, Field(ge=0, le=256)] = 0
+    """Most frames in one backbone run; 0 for automatic: 1 on the CPU, where batches gain nothing, else 8."""
+    batch_wait_ms: Annotated[Number, Field(ge=0, le=1_000)] = 2
+    """How long a frame waits for others of its batch, in milliseconds; without effect on batches of one."""
+    search: Literal["auto", "flat", "numpy"] = "auto"
+    """Engine of the nearest-neighbour search: `auto` takes what the recipe says."""
+
+    def batch_limit(self, provider: Provider) -> int:
+        """Most frames in one run on the provider that really runs."""
+        return self.max_batch or (1 if provider == "cpu" else 8)
+
+
+class JournalConfig(Section):
+    """The record of every trigger, durable before its result goes out."""
+
+    path: Path | None = None
+    """The SQLite file; `journal.sqlite` in the state folder by default."""
+    commit_budget_ms: Annotated[Number, Field(gt=0, le=10_000)] = 200
+    """How long a record may take to reach the disk, in milliseconds. Past it the verdict is withdrawn
+    and the part fails, because nothing would prove it."""
+
+
+class StoreConfig(Section):
+    """Where imported recipes are kept."""
+
+    path: Path | None = None
+    """The folder; `store` in the state folder by default."""
+
+
+class ImagesConfig(Section):
+    """Which pictures go out on the images socket."""
+
+    publish: Literal["never", "not_ok", "always"] = "not_ok"
+    """`not_ok` sends pictures of every part that is not OK, including those that could not be judged."""
+    heatmap_format: Literal["png", "jpeg"] = "png"
+    """Encoding of heatmaps and thumbnails."""
+    max_side_px: Annotated[Count, Field(ge=16, le=4096)] = 512
+    """Longest side of a published picture, in pixels; smaller ones are not enlarged."""
+    jpeg_quality: Annotated[Count, Field(ge=1, le=100)] = 85
+    """Quality of JPEG pictures."""
+
+
+class ViewConfig(Section):
+    """One camera's look at the part, and what judges it."""
+
+    camera: str
+    """Name of a `[cameras.NAME]` table. A camera belongs to one view of one station."""
+    recipe: Annotated[str, Field(min_length=1, max_length=4096)]
+    """A recipe of the store: `bottle` (the newest), `bottle@VERSION` or `bottle@DIGEST`; or the path of a
+    `.recipe` file or folder, relative to this file, written with a `/` or ending in `.recipe`."""
+
+    @property
+    def recipe_path(self) -> Path | None:
+        """The recipe's path, or None when it is a name in the store."""
+        return Path(self.recipe) if is_recipe_path(self.recipe) else None
+
+
+class StationConfig(Section):
+    """A place where parts are judged."""
+
+    views: Annotated[tuple[ViewConfig, ...], Field(min_length=1, max_length=32)]
+    """The views of one part: `[{ camera = "top", recipe = "bottle" }]`. The worst view rules."""
+    mode: Mode = "production"
+    """What the results are for; only `production` results may release a part."""
+    trigger: Literal["software", "free_run"] = "software"
+    """`software`: one inspection for each request on the trigger socket. `free_run`: one for each frame
+    that the camera delivers; for a single view, since nothing says which frames of two show one part."""
+    deadline_ms: Annotated[Number, Field(gt=0, le=600_000)] = 1_000
+    """Longest time from trigger to verdict, in milliseconds. A later verdict is `Failed`, reason `late`.
+    Shorter than the way from camera to reject gate."""
+    queue: Annotated[Count, Field(ge=0, le=1_000)] = 2
+    """Triggers that may wait while one is being judged. One more is a missed trigger: counted, published,
+    never OK."""
+    frame_timeout_ms: Annotated[Number, Field(gt=0, le=600_000)] | None = None
+    """How long to wait for the frame of a trigger, in milliseconds, at most the deadline. By default four
+    fifths of the deadline: a frame that comes later leaves hardly time to judge it."""
+    idle_check_s: Annotated[Number, Field(ge=0, le=60)] = 1.0
+    """How often an idle station inspects a golden sample, in seconds, to prove that it could judge; it
+    yields to any trigger. 0 for never."""
+    images: ImagesConfig = ImagesConfig()
+    """Which pictures go out."""
+
+    @property
+    def frame_wait_ms(self) -> float:
+        """How long to wait for the frame of a trigger, in milliseconds."""
+        return self.frame_timeout_ms if self.frame_timeout_ms is not None else 0.8 * self.deadline_ms
+
+
+class Config(Section):
+    """The whole file. Paths are absolute after `load_config`."""
+
+    line: Name
+    """Name of the production line; every result carries it."""
+    state_dir: Path = Path("/var/lib/edge-daemon")
+    """Where the daemon keeps what must outlive it. Relative paths are relative to this file."""
+    wire: WireConfig = WireConfig()
+    """Where other programs connect."""
+    engine: EngineConfig = EngineConfig()
+    """What computes."""
+    journal: JournalConfig = JournalConfig()
+    """The record of every trigger."""
+    store: StoreConfig = StoreConfig()
+    """Where imported recipes are kept."""
+    cameras: Annotated[dict[TableName, CameraConfig], Field(min_length=1)]
+    """The cameras, one table each."""
+    stations: Annotated[dict[TableName, StationConfig], Field(min_length=1)]
+    """The stations, one table each."""
+
+    @property
+    def journal_path(self) -> Path:
+        """The SQLite file of the journal."""
+        return self.journal.path or self.state_dir / "journal.sqlite"
+
+    @property
+    def store_path(self) -> Path:
+        """The folder of the recipe store."""
+        return self.store.path or self.state_dir / "store"
+
+
+class _Environment(Config, BaseSettings):
+    """The same keys, read from the environment."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__")
+
+
+def is_recipe_path(reference: str) -> bool:
+    """Whether a recipe is given by its path, and not by its name in the store."""
+    return "/" in reference or reference.endswith(".recipe")
+
+
+def config_digest(config: Config) -> str:
+    """SHA-256, hexadecimal, of the configuration in force: of values, not of how the file is written."""
+    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def load_config(path: Path, *, recipes_must_exist: bool = True) -> Config:
+    """Read the file and the environment.
+
+    Raises ConfigError with every problem that can be found, in the order of the file: wrong values,
+    unknown keys, and what does not fit together. With `recipes_must_exist` a recipe that is neither a
+    file nor in the store is a problem too.
+    """
+    from edge_daemon import config_problems as problems
+
+    text = _read_text(path)
+    raw = _parse(path, text)
+    found, environment = _environment()
+    _lower_onto(raw, environment)
+    _merge(raw, environment)
+    _anchor_paths(raw, path.absolute().parent)
+    config = None
+    try:
+        config = Config(**raw)
+    except ValidationError as error:
+        found += problems.in_words(Config, error)
+    found += problems.that_do_not_fit(raw)
+    if recipes_must_exist:
+        found += problems.of_missing_recipes(raw)
+    if found or config is None:
+        raise ConfigError(problems.told(found, text))
+    return config
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError([f"{path}: there is no such file; name the configuration with --config FILE"]) from error
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ConfigError([f"{path}, line {line}: is not UTF-8 text; save it as UTF-8"]) from error
+
+
+def _parse(path: Path, text: str) -> Table:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{path}: is not valid TOML: {error}; nothing else was checked"]) from error
+    except RecursionError as error:
+        raise ConfigError([f"{path}: is not valid TOML: nested too deeply"]) from error
+
+
+def _environment() -> tuple[list[Any], Table]:
+    """(problems, values) of the `EDGE_…` variables."""
+    from edge_daemon import config_problems as problems
+
+    found = problems.of_unknown_variables(Config, os.environ)
+    try:
+        return found, dict(EnvSettingsSource(_Environment)())
+    except SettingsError as error:
+        return [*found, problems.Problem(("environment",), f"an EDGE_ variable is not valid JSON: {error}")], {}
+
+
+def _lower_onto(raw: Table, environment: Table) -> None:
+    """Names of cameras and stations come from the environment in lower case and without hyphens: give
+    them the spelling of the file."""
+    for section in ("cameras", "stations"):
+        tables, overrides = raw.get(section), environment.get(section)
+        if isinstance(tables, dict) and isinstance(overrides, dict):
+            for name in tables:
+                folded = name.lower().replace("-", "_")
+                if folded != name and folded in overrides and folded not in tables:
+                    overrides[name] = overrides.pop(folded)
+
+
+def _merge(raw: Table, over: Table) -> None:
+    for key, value in over.items():
+        below = raw.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            _merge(below, value)
+        else:
+            raw[key] = value
+
+
+def _anchor_paths(raw: Table, base: Path) -> None:
+    """Make every relative path absolute, as seen from the configuration file."""
+
+    def anchor(table: object, key: str) -> None:
+        if isinstance(table, dict) and isinstance(table.get(key), str) and table[key]:
+            table[key] = os.path.normpath(base / table[key])
+
+    anchor(raw, "state_dir")
+    anchor(raw.get("journal"), "path")
+    anchor(raw.get("store"), "path")
+    for camera in _tables(raw.get("cameras")):
+        if camera.get("kind") == "folder" or _is_file_source(camera):
+            anchor(camera, "path" if camera.get("kind") == "folder" else "source")
+    for station in _tables(raw.get("stations")):
+        for view in _items(station.get("views")):
+            if isinstance(view.get("recipe"), str) and is_recipe_path(view["recipe"]):
+                anchor(view, "recipe")
+
+
+def _is_file_source(camera: Table) -> bool:
+    """Whether an OpenCV camera reads a file: neither a device number nor a URL."""
+    source = camera.get("source")
+    return camera.get("kind") == "opencv" and isinstance(source, str) and "://" not in source and not source.isdigit()
+
+
+def _tables(value: object) -> list[Table]:
+    return [table for table in value.values() if isinstance(table, dict)] if isinstance(value, dict) else []
+
+
+def _items(value: object) -> list[Table]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
