@@ -263,7 +263,7 @@ def opset_of(model: ModelProto) -> int:
 
 
 def _at_opset(model: ModelProto) -> ModelProto:
-    """Opset 18 at least: Resize over chosen axes began there. Later ones are left as they are."""
+    """Opset 18 at least; a later one is left as it is, since lowering loses operators."""
     if opset_of(model) >= OPSET:
         return model
     try:
