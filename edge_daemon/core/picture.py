@@ -24,6 +24,7 @@ _VERDICT_COLOUR: dict[Evaluation, Rgb] = {
     Evaluation.UNDEFINED: (110, 110, 110),
 }
 _BOX_COLOUR: Rgb = (0, 229, 255)  # far from every colour of the heat
+_TRUTH_COLOUR: Rgb = (240, 228, 66)
 _OUTLINE: Rgb = (16, 16, 20)
 
 # The heat fades in between half the threshold and the threshold, so that a good part looks like itself.
@@ -93,6 +94,23 @@ def overlay(
         corners = (place.x, place.y), (place.x + place.w - 1, place.y + place.h - 1)
         cv2.rectangle(picture, *corners, _OUTLINE, stroke + 2)
         cv2.rectangle(picture, *corners, _BOX_COLOUR, stroke)
+    return picture
+
+
+def outlined(pixels: NDArray[np.uint8], marked: NDArray[np.bool_], max_side_px: int | None = None) -> NDArray[np.uint8]:
+    """A part with the outline of what a person marked on it (ground truth), as RGB uint8.
+
+    pixels: (H, W) or (H, W, 3) uint8; marked: (H, W) bool of the same frame. Returns (H', W', 3), a new array.
+    """
+    picture, _ = _shrunk(pixels, max_side_px)
+    size = picture.shape[1], picture.shape[0]
+    # An area average keeps marks of a few pixels that sampling would lose.
+    cover = cv2.resize(marked.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    inside = (cover >= 0.5) if (cover >= 0.5).any() else (cover > 0)
+    contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    stroke = max(1, round(max(size) / 300))
+    cv2.drawContours(picture, contours, -1, _OUTLINE, stroke + 2, cv2.LINE_AA)
+    cv2.drawContours(picture, contours, -1, _TRUTH_COLOUR, stroke, cv2.LINE_AA)
     return picture
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from edge_daemon.core.decision import Evaluation
 from edge_daemon.core.geometry import Box, Region
-from edge_daemon.core.picture import contact_sheet, heat, map_region, overlay, verdict_colour
+from edge_daemon.core.picture import contact_sheet, heat, map_region, outlined, overlay, verdict_colour
 
 BOX_COLOUR = (0, 229, 255)
 
@@ -99,3 +99,12 @@ def test_a_contact_sheet_refuses_nothing_and_unequal_numbers():
         contact_sheet([], [])
     with pytest.raises(ValueError, match="captions"):
         contact_sheet([np.zeros((2, 2), np.uint8)], [])
+
+
+def test_a_mark_of_one_pixel_is_still_outlined_when_the_picture_is_shrunk():
+    marked = np.zeros((900, 1200), bool)
+    marked[333, 777] = True
+    shown = outlined(np.full((900, 1200), 90, np.uint8), marked, max_side_px=200)
+    assert shown.shape == (150, 200, 3)
+    assert (shown != 90).any()
+    assert (outlined(np.full((9, 12), 90, np.uint8), np.zeros((9, 12), bool)) == 90).all()
