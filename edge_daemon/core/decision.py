@@ -1,9 +1,12 @@
 """From evidence to evaluation. OK is the positive branch: whatever cannot be proven is not OK."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_daemon.core.geometry import Box
 
@@ -58,6 +61,7 @@ class Reason(StrEnum):
     JOB_MISMATCH = "job_mismatch"
     ENGINE = "engine"
     JOURNAL = "journal"
+    UNPROVEN = "unproven"  # an OK whose own record does not bear it out
     RESTARTED = "restarted"
     STOPPED = "stopped"
     MISSED_BUSY = "missed_busy"
@@ -159,10 +163,12 @@ class Evidence:
     """What a detector found in one frame, before any threshold on the score.
 
     score: image score in raw units; max_distance: largest patch distance before re-weighting;
-    boxes: largest peaks first, full-frame pixels; map_kind: `exact`, or `upper_bound` outside boxes.
+    boxes: largest peaks first, full-frame pixels; map_kind: `exact`, or `upper_bound` outside boxes;
+    anomaly_map: makes the (H, W) float32 map at model size, raw distance units, when somebody wants it.
     """
 
     score: float
     max_distance: float
     boxes: tuple[Box, ...]
     map_kind: str
+    anomaly_map: Callable[[], NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)

@@ -23,14 +23,10 @@ STEPS = ("schema and features", "digests", "shapes and values", "engine and prov
 
 @dataclass(frozen=True, slots=True)
 class ReadyRecipe:
-    """A recipe that passed every step, with its live detector. `golden` are its golden samples."""
+    """A recipe that passed every step, with its live detector."""
 
     recipe: Recipe
     detector: Detector
-
-    @property
-    def golden(self) -> tuple[Golden, ...]:
-        return self.recipe.golden
 
     @property
     def provider(self) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +104,13 @@ class PatchCoreDetector:
             anomaly = self._map(patches, rows[:, 0], features.shape[:2])
             s = self.settings
             boxes = boxes_above(anomaly, thresholds.pixel, s.frame_size, s.region, s.resize_to)
-        return Evidence(found.score, found.max_distance, boxes, "exact")
+        return Evidence(
+            found.score,
+            found.max_distance,
+            boxes,
+            "exact",
+            partial(self._map, patches, rows[:, 0], features.shape[:2]),
+        )
 
     def anomaly_map(self, features: Features) -> NDArray[np.float32]:
         """Exact anomaly map of one frame at model size, (H, W) float32, raw distance units."""

@@ -1,0 +1,171 @@
+"""Camera readers: one thread per camera, so that a camera that hangs hangs alone."""
+
+import queue
+import threading
+from collections.abc import Callable
+
+from edge_daemon.cameras.base import Camera, EndOfFrames
+from edge_daemon.core.clock import Clock
+from edge_daemon.core.decision import Reason
+from edge_daemon.core.frame import Frame
+from edge_daemon.errors import CameraError
+from edge_daemon.pipeline.inspection import OpenInspection, ViewOutcome
+from edge_daemon.pipeline.station import Station
+
+_POLL_NS = 50_000_000
+_BACK_OFF_S = (0.1, 0.2, 0.5, 1.0)
+_JOIN_S = 3.0
+
+
+class CameraReader:
+    """Opens a camera, keeps it open, and brings its frames to its station.
+
+    frame_wait_ns: how long a trigger waits for its frame. on_event: told of (name, message) when the
+    camera is lost, comes back, or ends its replay; fatal: of an exception that is no CameraError.
+    The queue of requests is unbounded here: the station bounds it, by the triggers it lets in.
+    """
+
+    def __init__(
+        self,
+        camera: Camera,
+        station: Station,
+        frame_wait_ns: int,
+        clock: Clock,
+        on_event: Callable[[str, str], None],
+        fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._camera = camera
+        self._station = station
+        self._frame_wait_ns = frame_wait_ns
+        self._clock = clock
+        self._on_event = on_event
+        self._fatal = fatal
+        self._requests: queue.SimpleQueue[OpenInspection | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"camera-{camera.name}", daemon=True)
+
+    @property
+    def name(self) -> str:
+        return self._camera.name
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> bool:
+        """Stop and release the camera. False when it hangs: its thread is left to the end of the process."""
+        self._stop.set()
+        self._requests.put(None)
+        if self._thread.is_alive():
+            self._thread.join(_JOIN_S)
+        return not self._thread.is_alive()
+
+    def request(self, inspection: OpenInspection) -> None:
+        """Ask for the frame of one inspection (software trigger)."""
+        self._requests.put(inspection)
+
+    # -- the thread ----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        failures = 0
+        try:
+            while not self._stop.is_set():
+                if not self._open(failures):
+                    failures += 1
+                    continue
+                failures = 0
+                self._serve_until_lost()
+        except Exception as error:  # a defect of the program, not of a camera
+            self._station.camera_down(self.name, f"internal error: {error}")
+            self._fatal(error)
+        finally:
+            self._camera.close()
+
+    def _open(self, failures: int) -> bool:
+        try:
+            self._camera.open()
+        except CameraError as error:
+            if failures == 0:
+                self._lost(error)
+            self._fail_requests()
+            self._stop.wait(_BACK_OFF_S[min(failures, len(_BACK_OFF_S) - 1)])
+            return False
+        self._station.camera_up(self.name)
+        self._on_event("camera_connected", f"camera {self.name} is connected")
+        return True
+
+    def _lost(self, error: CameraError) -> None:
+        self._station.camera_down(self.name, str(error))
+        self._on_event("camera_lost", f"camera {self.name}: {error}")
+
+    def _serve_until_lost(self) -> None:
+        serve = self._serve_trigger if self._station.config.trigger == "software" else self._serve_free_run
+        try:
+            while not self._stop.is_set():
+                serve()
+        except EndOfFrames as error:
+            self._end_of_replay(error)
+        except CameraError as error:
+            self._lost(error)
+            self._fail_requests()
+        finally:
+            self._camera.close()
+
+    def _end_of_replay(self, error: EndOfFrames) -> None:
+        """A finite replay has ended: the camera has no more frames, and says so to every trigger."""
+        self._on_event("replay_ended", str(error))
+        self._station.camera_down(self.name, str(error))
+        while not self._stop.is_set():
+            self._fail_requests(timeout_s=0.1)
+
+    def _fail_requests(self, timeout_s: float = 0.0) -> None:
+        """Whatever waits for a camera that is gone fails now."""
+        try:
+            while (inspection := self._requests.get(timeout=timeout_s)) is not None:
+                self._fail(inspection, Reason.CAMERA)
+                timeout_s = 0.0
+        except queue.Empty:
+            return
+
+    def _fail(self, inspection: OpenInspection, reason: Reason) -> None:
+        self._station.view_done(inspection, self.name, ViewOutcome.failed(reason))
+
+    def _serve_trigger(self) -> None:
+        inspection = self._requests.get()
+        if inspection is None or inspection.finished:
+            return
+        try:
+            self._discard_old_frames()
+            asked_ns = self._clock.monotonic_ns()
+            self._camera.trigger()
+            frame = self._await_frame(inspection, asked_ns)
+        except CameraError as error:
+            if not inspection.finished:
+                self._fail(inspection, Reason.NO_FRAME if isinstance(error, EndOfFrames) else Reason.CAMERA)
+            raise
+        if frame is None:
+            self._fail(inspection, Reason.NO_FRAME)
+        else:
+            self._station.frame_arrived(inspection, self.name, frame)
+
+    def _discard_old_frames(self) -> None:
+        """A frame that came after its trigger had given up must not be taken for the next part's."""
+        while self._camera.grab(0) is not None:
+            self._station.frame_nobody_asked_for(self.name)
+
+    def _await_frame(self, inspection: OpenInspection, asked_ns: int) -> Frame | None:
+        """The first frame that arrived after the trigger, or None when the time for it is up."""
+        until_ns = min(asked_ns + self._frame_wait_ns, inspection.deadline_ns)
+        while (left_ns := until_ns - self._clock.monotonic_ns()) > 0 and not self._stop.is_set():
+            frame = self._camera.grab(left_ns)
+            if frame is not None and frame.arrived_ns >= asked_ns:
+                return frame
+            if frame is not None:
+                self._station.frame_nobody_asked_for(self.name)
+        return None
+
+    def _serve_free_run(self) -> None:
+        if self._camera.waits_for_host and not self._station.wait_for_room(_POLL_NS / 1e9):
+            return
+        frame = self._camera.grab(_POLL_NS)
+        if frame is not None:
+            self._station.frame_without_trigger(self.name, frame)

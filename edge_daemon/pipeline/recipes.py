@@ -1,0 +1,99 @@
+"""Recipes for stations: resolved in the store, verified, kept alive, switched between two triggers."""
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from edge_daemon.artefact.store import Store
+from edge_daemon.config import StationConfig
+from edge_daemon.detectors.loading import ReadyRecipe, load_verified
+from edge_daemon.engines.sessions import Sessions
+from edge_daemon.errors import EdgeError, StoreError
+from edge_daemon.pipeline.inspection import LiveRecipeSet
+
+
+class Recipes:
+    """Loads recipes by digest; recipes that are the same on several stations are loaded once.
+
+    engine: search engine that the configuration forces, or `auto`; configured: file that remembers what
+    the configuration named when a station was last started.
+    """
+
+    def __init__(self, store: Store, sessions: Sessions, engine: str, configured: Path) -> None:
+        self.store = store
+        self._sessions = sessions
+        self._engine = engine
+        self._configured = configured
+        self._ready: dict[str, ReadyRecipe] = {}
+        # Loading is slow and changes the cache: one at a time, whoever asks.
+        self._lock = threading.Lock()
+
+    def resolve(self, reference: str, path: Path | None) -> str:
+        """Digest of a recipe given by name in the store or by path; a path is imported. Raises EdgeError."""
+        return self.store.add(path).digest if path is not None else self.store.resolve(reference).digest
+
+    def load(self, digests: Mapping[str, str]) -> LiveRecipeSet:
+        """The live set for {camera: recipe digest}, each recipe through the whole load order. Raises EdgeError."""
+        with self._lock:
+            return LiveRecipeSet.of({camera: self._load(digest) for camera, digest in digests.items()})
+
+    def _load(self, digest: str) -> ReadyRecipe:
+        if digest not in self._ready:
+            stored = self.store.by_digest(digest)
+            ready = load_verified(stored.path, self._sessions, self._engine, self.store.backbone)
+            if ready.recipe.digest != digest:
+                raise StoreError(
+                    f"the store gives recipe {ready.recipe.digest[:12]} for {digest[:12]}: import it again"
+                )
+            self._ready[digest] = ready
+        return self._ready[digest]
+
+    def keep_only(self, digests: set[str]) -> None:
+        """Forget recipes, and sessions of graphs, that no station runs."""
+        with self._lock:
+            self._ready = {d: ready for d, ready in self._ready.items() if d in digests}
+            self._sessions.keep_only({r.recipe.manifest.backbone.sha256 for r in self._ready.values()})
+
+    def at_start(self, station: str, config: StationConfig) -> LiveRecipeSet:
+        """What a station runs when the daemon starts: the set active last, unless the configuration names
+        other recipes than it did then. Raises EdgeError.
+
+        A path counts with its content: a recipe file that was replaced is taken up at the next start.
+        """
+        named: dict[str, str] = {}
+        digests: dict[str, str] = {}
+        for view in config.views:
+            digest = self.resolve(view.recipe, view.recipe_path)
+            digests[view.camera] = digest
+            named[view.camera] = view.recipe if view.recipe_path is None else f"{view.recipe}#{digest}"
+        remembered = self._remembered()
+        active = self.store.active(station)
+        if active is not None and remembered.get(station) == named and set(active.recipes) == set(digests):
+            return self.load(active.recipes)
+        live = self.load(digests)
+        self.store.activate(station, digests)
+        self._remember({**remembered, station: named})
+        return live
+
+    def activate(self, station: str, digests: Mapping[str, str]) -> LiveRecipeSet:
+        """Verify a set and make it the station's active one on disk. Raises EdgeError; then nothing changed."""
+        live = self.load(digests)
+        self.store.activate(station, digests)
+        return live
+
+    def _remembered(self) -> dict[str, dict[str, str]]:
+        try:
+            data = json.loads(self._configured.read_text())
+        except (OSError, ValueError):
+            return {}
+        return data if isinstance(data, dict) else {}
+
+    def _remember(self, named: Mapping[str, Mapping[str, str]]) -> None:
+        partial = self._configured.with_suffix(".partial")
+        try:
+            partial.write_text(json.dumps(named, indent=1))
+            os.replace(partial, self._configured)
+        except OSError as error:
+            raise EdgeError(f"{self._configured} cannot be written: {error.strerror}") from error
