@@ -13,8 +13,13 @@ class EndOfFrames(CameraError):
 class Camera(Protocol):
     """A source of frames. Constructors start nothing; all calls come from one thread.
 
-    open -> (trigger ->) grab ... -> close. `open` after `close` starts afresh; `close` may be called
-    twice and never raises. Frames belong to the caller and are read-only.
+    open -> (trigger ->) grab ... -> close. `open` may be called twice, `close` too, which never raises.
+    `open` after `close` reconnects: frame ids go on rising, a replay goes on with its next picture, and a
+    finished one stays finished; otherwise each reconnect after a damaged picture would replay from the
+    start. Nothing exposed or asked for before is delivered after. Frames belong to the caller and are read-only.
+
+    The first `trigger` makes a camera a triggered one for the rest of its life, reconnects included: from
+    then on it delivers nothing that was not asked for. Before, it runs free.
     """
 
     @property
@@ -48,7 +53,8 @@ class Camera(Protocol):
     def grab(self, timeout_ns: int) -> Frame | None:
         """The next frame, or None when none came within the timeout.
 
-        In triggered use the first frame exposed after the last `trigger`. Raises CameraError when the
-        camera is gone, EndOfFrames after the last picture of a finite replay.
+        In triggered use the first frame exposed after the last `trigger`; of an earlier trigger whose frame
+        was not yet fetched, nothing comes any more. Raises CameraError when the camera is gone or when this
+        frame is lost, EndOfFrames after the last picture of a finite replay.
         """
         ...

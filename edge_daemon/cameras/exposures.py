@@ -1,0 +1,68 @@
+"""Which picture a camera without hardware exposes, and when. No I/O and no clock: time is an argument."""
+
+from dataclasses import dataclass
+
+NS_PER_S = 1_000_000_000
+
+# As the driver of a real camera: a host that is late by more frames than this loses the oldest.
+BUFFERED_FRAMES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """One exposure: the index of its picture, when it is complete, and the trigger (from 1) that asked for it,
+    0 when the camera ran free."""
+
+    index: int
+    complete_ns: int
+    trigger: int
+
+
+class Exposures:
+    """Counts the exposures of one camera over its life, across reconnects.
+
+    first_index: index of the first picture; rate_hz: free-running rate in real time, 0 on demand;
+    exposure_ns: from trigger to complete frame.
+    """
+
+    def __init__(self, first_index: int, rate_hz: float, exposure_ns: int) -> None:
+        self._next_index = first_index
+        self._period_ns = NS_PER_S / rate_hz if rate_hz > 0 else 0.0
+        self._exposure_ns = exposure_ns
+        self._triggers = 0
+        self._pending: Exposure | None = None
+        self._start_ns, self._start_index = 0, first_index
+
+    @property
+    def triggered(self) -> bool:
+        """Whether a trigger ever came: then nothing comes without one."""
+        return self._triggers > 0
+
+    def start(self, now_ns: int) -> None:
+        """The camera was opened: a free run begins here, and what was pending is gone."""
+        self._pending = None
+        self._start_ns, self._start_index = now_ns, self._next_index
+
+    def trigger(self, now_ns: int) -> None:
+        """Expose the next picture; an earlier one that was not fetched is lost, as its part is past."""
+        self._triggers += 1
+        self._pending = Exposure(self._next_index, now_ns + self._exposure_ns, self._triggers)
+        self._next_index += 1
+
+    def next(self, now_ns: int) -> Exposure | None:
+        """The exposure to fetch next, complete or not yet; None when nobody asked for one."""
+        if self.triggered:
+            return self._pending
+        if not self._period_ns:
+            return Exposure(self._next_index, now_ns, 0)
+        newest = self._start_index + int((now_ns - self._start_ns) / self._period_ns)
+        self._next_index = max(self._next_index, newest - BUFFERED_FRAMES + 1)
+        since_start = (self._next_index - self._start_index) * self._period_ns
+        return Exposure(self._next_index, self._start_ns + int(since_start) + self._exposure_ns, 0)
+
+    def fetched(self, exposure: Exposure) -> None:
+        """This exposure was delivered, or is lost: never offer it again."""
+        if self._pending == exposure:
+            self._pending = None
+        if not exposure.trigger:
+            self._next_index = exposure.index + 1
