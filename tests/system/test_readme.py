@@ -1,0 +1,171 @@
+"""Every command that the README and the how-to pages show is run, on small simulated data.
+
+A fenced `sh` block runs as it stands in one shell per page, in a folder that holds what the page tells its reader
+to have. A fenced `toml` block whose first line is `# NAME.toml` is written to that file. Comments before a block:
+
+  <!-- test: background -->   a long-running command: started, waited for, asked to stop at the end of the page
+  <!-- test: with NAME -->    needs the preparation NAME of this file
+  <!-- test: only syntax: WHY --> cannot run here; its syntax is checked and its commands must exist
+
+`make` is the real one with installation left out, and `make test`, which runs this very test, is a dry run.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "deploy" / "docs").glob("*.md"))]
+VENV = Path(sys.prefix)
+
+_BLOCK = re.compile(
+    r"(?:<!-- test: (?P<mark>.*?) -->\n)?^```(?P<language>sh|toml|python)\n(?P<text>.*?)^```$", re.M | re.S
+)
+_MARKS = re.compile(r"background|with \w+|only syntax: .+")
+_MAKE = f"""
+make() {{
+    local dry=""
+    case " $* " in *" test "*) dry=--dry-run ;; esac
+    command make -C {ROOT} --no-print-directory $dry -o {VENV}/.installed -o {VENV}/.installed-dev VENV={VENV} \
+        DEMO_ARGS="--out $PWD/out/demo --good-parts 24 --parts 6" "$@"
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    language: str
+    text: str
+    mark: str
+
+
+def blocks(page: Path) -> list[Block]:
+    return [Block(m["language"], m["text"], m["mark"] or "") for m in _BLOCK.finditer(page.read_text())]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_mark_is_understood_and_every_link_leads_somewhere(page: Path) -> None:
+    text = page.read_text()
+    marks = re.findall(r"<!-- test: (.*?) -->", text)
+    assert all(_MARKS.fullmatch(mark) for mark in marks)
+    assert len(marks) == sum(bool(block.mark) for block in blocks(page)), "a mark stands before no block"
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)]
+    missing = [link for link in links if link and "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
+
+
+def save_parts(folder: Path, product: str, count: int, seed: int, defect: str | None = None) -> None:
+    from edge_daemon.simulation.defects import DefectKind
+    from edge_daemon.simulation.render import Scene
+
+    folder.mkdir(parents=True)
+    scene = Scene(product, (512, 512))
+    for index in range(count):
+        part = scene.part(seed, index, DefectKind(defect) if defect else None)
+        cv2.imwrite(str(folder / f"{index:03}.png"), part.pixels[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        if defect:
+            truth = folder.parents[1] / "ground_truth" / defect
+            truth.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(truth / f"{index:03}_mask.png"), part.mask.astype("uint8") * 255)
+
+
+@pytest.fixture(scope="session")
+def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages tell their readers to have: good parts, parts to replay, labelled pictures."""
+    folder = tmp_path_factory.mktemp("reader")
+    save_parts(folder / "good", "flange", 24, seed=1)
+    save_parts(folder / "labelled" / "test" / "good", "flange", 4, seed=2)
+    save_parts(folder / "labelled" / "test" / "stain", "flange", 4, seed=3, defect="stain")
+    shutil.copytree(folder / "labelled" / "test" / "good", folder / "parts")
+    (folder / ".venv").symlink_to(VENV)
+    return folder
+
+
+def prepare_weights(folder: Path) -> None:
+    """resnet18.safetensors with random numbers, as good as any for a command line."""
+    pytest.importorskip("torch", reason="needs the extra `export`")
+    code = (
+        "import timm, safetensors.torch as s\n"
+        "m = timm.create_model('resnet18', pretrained=False, zero_init_last=False)\n"
+        "s.save_file(m.state_dict(), 'resnet18.safetensors')\n"
+    )
+    code = "from export.torch import teacher\n" + code  # makes timm importable beside a torch for CPUs
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, timeout=120)
+
+
+PREPARATIONS = {"weights": prepare_weights}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this PC that nobody listens on; held together while they are chosen, so that all differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def script_of(page: Path) -> str:
+    """The page's blocks as one shell script. A background command is waited for until `edge-ctl status` answers."""
+    lines = ["set -euo pipefail", _MAKE]
+    for block in blocks(page):
+        if block.language == "toml" and (name := re.match(r"# (\S+\.toml)\n", block.text)):
+            lines.append(f"cat > {name[1]} <<'END_OF_FILE'\n{block.text}END_OF_FILE")
+        elif block.language == "sh" and block.mark == "background":
+            command = block.text.strip()
+            lines += [
+                f"{command} & daemon=$!",
+                "until edge-ctl status >/dev/null 2>&1; do kill -0 $daemon; sleep 0.2; done",
+            ]
+        elif block.language == "sh" and not block.mark.startswith("only syntax"):
+            lines.append(block.text)
+    lines.append('if [ -n "${daemon:-}" ]; then kill -TERM $daemon 2>/dev/null || true; wait $daemon; fi')
+    return "\n".join(lines)
+
+
+def environment_for_readers() -> dict[str, str]:
+    """As a reader has it, with ports of their own instead of the default ones."""
+    ports = dict(zip(("RESULTS", "IMAGES", "STATUS", "TRIGGERS", "CONTROL"), free_ports(5), strict=True))
+    own = {f"EDGE_WIRE__{name}": f"tcp://127.0.0.1:{port}" for name, port in ports.items()}
+    clients = {f"EDGE_CTL_{name}": endpoint for name, endpoint in own.items()}
+    return {**os.environ, **own, **clients, "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "sh" for b in blocks(p))], ids=lambda p: p.name)
+def test_the_commands_of_the_page_work(page: Path, readers_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "reader"
+    shutil.copytree(readers_folder, folder, symlinks=True)
+    for block in blocks(page):
+        if block.mark.startswith("with "):
+            PREPARATIONS[block.mark.removeprefix("with ")](folder)
+    result = subprocess.run(
+        ["bash", "-c", script_of(page)],
+        cwd=folder,
+        env=environment_for_readers(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-6000:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_cannot_run_here_is_at_least_shell(page: Path) -> None:
+    for block in blocks(page):
+        if block.mark.startswith("only syntax"):
+            subprocess.run(["bash", "-n", "-c", block.text], check=True, timeout=10)
