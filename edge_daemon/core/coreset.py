@@ -1,0 +1,299 @@
+"""The memory bank's coreset: exact k-centre greedy, fast enough to be run at every product change.
+
+Roth et al. 2022 (arXiv 2106.08265, section 3.2) after Sener & Savarese 2018: take the row that is
+farthest from all rows taken so far, again and again. The plain form computes n distances for each of
+`count` picks. Two observations make it an order of magnitude faster without changing a single pick:
+
+* Lazy pool. Distances to the chosen rows only shrink. Among the P farthest rows the greedy can go on
+  alone until their maximum falls to the largest (stale, hence too large) distance of all others; then
+  one matrix product brings the others up to date.
+* Pruning (Elkan's triangle inequality). A new centre c can come closer to x than x's nearest centre j
+  only if d(c, j) < 2 d(x, j). Rows for which no new centre passes are not touched.
+
+The matrix product ‖x‖² + ‖c‖² − 2x·c only proposes pairs, with a bound on its rounding error; whatever
+it proposes is computed again by direct difference. The picks are therefore those of the plain greedy
+with direct differences, bit for bit, ties to the lowest row.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_daemon.errors import EdgeError
+
+Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
+Progress = Callable[[int], None]
+
+POOL_ROWS = 4096
+BLOCK_ROWS = 4096
+_UNIT_ROUNDOFF = 2.0**-24
+_PRUNING_SLACK = 1.0 + 1e-4  # direct differences are good to 1e-5 relative at 1,536 dimensions
+_CHOSEN = np.float32(-np.inf)
+_UNASSIGNED = -1
+
+
+class CoresetError(EdgeError):
+    """The embeddings or the number of rows asked for make no coreset."""
+
+
+def k_centre_greedy(
+    embeddings: Float32,
+    count: int,
+    *,
+    seed: int = 0,
+    start: int | None = None,
+    initial_distance: Float32 | None = None,
+    progress: Progress | None = None,
+) -> Int64:
+    """Rows of a coreset in the order in which the greedy takes them.
+
+    embeddings:       (n, d) float32, finite; may be memory-mapped, is never copied whole
+    count:            rows to take, 1 to n
+    seed, start:      the first row taken: `start`, or a random one
+    initial_distance: (n,) float32 distances (not squared) to begin with instead of a first row: profile
+                      `paper`, see `paper_start`
+    progress:         called now and then with the number of rows taken so far
+    Returns (count,) int64, all different. Raises CoresetError.
+    """
+    _check(embeddings, count)
+    if initial_distance is None and start is None:
+        start = int(np.random.default_rng(seed).integers(len(embeddings)))
+    if start is not None and not 0 <= start < len(embeddings):
+        raise CoresetError(f"row {start} cannot be the first of {len(embeddings)} rows")
+    greedy = _Greedy(embeddings, count)
+    if initial_distance is None:
+        assert start is not None
+        greedy.begin_with_row(start)
+    else:
+        greedy.begin_with_distances(initial_distance)
+    while greedy.taken < count:
+        greedy.take_from_pool()
+        if progress is not None:
+            progress(greedy.taken)
+        if greedy.taken < count:
+            greedy.settle()
+    return greedy.chosen
+
+
+def paper_start(embeddings: Float32, seed: int, rows: int = 10) -> Float32:
+    """Start of profile `paper`: mean distance of every row to ten random ones, which are not taken.
+
+    embeddings: (n, d) float32. Returns (n,) float32 for `k_centre_greedy(initial_distance=...)`.
+    """
+    chosen = np.random.default_rng(seed).choice(len(embeddings), size=min(rows, len(embeddings)), replace=False)
+    total = np.zeros(len(embeddings), np.float64)
+    for row in chosen:
+        total += np.sqrt(_squared_distances(embeddings, np.asarray(embeddings[row])))
+    return (total / len(chosen)).astype(np.float32)
+
+
+def johnson_lindenstrauss_dims(rows: int, epsilon: float = 0.9) -> int:
+    """⌊4·ln n / (ε²/2 − ε³/3)⌋: dimensions that keep all distances of n rows to 1 ± ε (Dasgupta & Gupta 2003)."""
+    return max(1, int(4 * math.log(max(rows, 2)) / (epsilon**2 / 2 - epsilon**3 / 3)))
+
+
+def sparse_random_projection(rows: int, dim: int, seed: int, dims: int | None = None) -> Float32 | None:
+    """Matrix of a sparse random projection (Li, Hastie & Church 2006), entries 0 or ±√(√dim / dims).
+
+    rows: number of rows to be projected, which decides the dimensions when `dims` is not given
+    Returns (dim, dims) float32, or None when that is not below `dim` and projecting would gain nothing.
+    """
+    dims = johnson_lindenstrauss_dims(rows) if dims is None else dims
+    if dims >= dim:
+        return None
+    density = 1 / math.sqrt(dim)
+    rng = np.random.default_rng(seed)
+    signs = rng.choice(np.array([-1.0, 1.0], np.float32), size=(dim, dims))
+    kept = rng.random((dim, dims), dtype=np.float32) < density
+    return (signs * kept * math.sqrt(1 / (density * dims))).astype(np.float32)
+
+
+def project(embeddings: Float32, matrix: Float32) -> Float32:
+    """embeddings (n, d) @ matrix (d, k) -> (n, k) float32, in blocks, so that a mapped file stays on disk."""
+    projected = np.empty((len(embeddings), matrix.shape[1]), np.float32)
+    for begin in range(0, len(embeddings), BLOCK_ROWS):
+        np.matmul(embeddings[begin : begin + BLOCK_ROWS], matrix, out=projected[begin : begin + BLOCK_ROWS])
+    return projected
+
+
+def _check(embeddings: Float32, count: int) -> None:
+    if embeddings.ndim != 2 or embeddings.dtype != np.float32 or 0 in embeddings.shape:
+        raise CoresetError(f"a coreset needs (rows, dims) float32, not {embeddings.shape} {embeddings.dtype}")
+    if not 1 <= count <= len(embeddings):
+        raise CoresetError(f"{count} rows cannot be taken from {len(embeddings)}; choose 1 to {len(embeddings)}")
+
+
+def _squared_distances(rows: Float32, point: Float32) -> Float32:
+    """(n, d) and (d,) -> (n,) float32 by direct difference, in blocks. The one arithmetic of this module."""
+    result = np.empty(len(rows), np.float32)
+    for begin in range(0, len(rows), BLOCK_ROWS):
+        difference = rows[begin : begin + BLOCK_ROWS] - point
+        np.einsum("ij,ij->i", difference, difference, out=result[begin : begin + BLOCK_ROWS])
+    return result
+
+
+def _squared_norms(rows: Float32) -> Float32:
+    """(n, d) -> (n,) float32. Raises CoresetError where a row is not finite or too large to be squared."""
+    result = np.empty(len(rows), np.float32)
+    for begin in range(0, len(rows), BLOCK_ROWS):
+        block = rows[begin : begin + BLOCK_ROWS]
+        with np.errstate(over="ignore"):
+            np.einsum("ij,ij->i", block, block, out=result[begin : begin + BLOCK_ROWS])
+    # 4 times the norm must fit as well: it is the largest squared distance there can be.
+    bad = np.flatnonzero(~(result < np.finfo(np.float32).max / 8))
+    if len(bad):
+        raise CoresetError(f"{len(bad)} embeddings are NaN, infinite or too large (first: row {bad[0]})")
+    return result
+
+
+@dataclass(slots=True)
+class _Pool:
+    """The rows among which the greedy goes on alone.
+
+    rows: (p,) int64 ascending, so that the first maximum is the lowest row; points, squared, norms, nearest:
+    their embeddings, squared distances, squared norms and nearest centres. The rest's largest squared
+    distance and the first row that has it tell when to stop.
+    """
+
+    rows: Int64
+    points: Float32
+    squared: Float32
+    norms: Float32
+    nearest: NDArray[np.int32]
+    rest_maximum: np.float32
+    rest_first_row: int
+
+
+class _Greedy:
+    """State between two pools: `squared` holds exact minima for all rows after `settle`."""
+
+    def __init__(self, embeddings: Float32, count: int) -> None:
+        self.embeddings = embeddings
+        self.norms = _squared_norms(embeddings)
+        self.chosen: Int64 = np.empty(count, np.int64)
+        self.taken = 0
+        self.squared: Float32 = np.full(len(embeddings), np.inf, np.float32)
+        self.nearest: NDArray[np.int32] = np.full(len(embeddings), _UNASSIGNED, np.int32)  # ordinal in `chosen`
+        self.centres: Float32 = np.empty((count, embeddings.shape[1]), np.float32)
+        self.centre_norms: Float32 = np.empty(count, np.float32)
+        self._settled = 0  # centres that all rows know of
+        self._in_pool = np.zeros(len(embeddings), np.bool_)
+        # |fl(‖x‖² + ‖c‖² − 2x·c) − ‖x−c‖²| <= this · (‖x‖² + ‖c‖²): dot product of d terms plus four roundings.
+        self._relative_error = np.float32(2 * (embeddings.shape[1] + 8) * _UNIT_ROUNDOFF)
+
+    def begin_with_row(self, row: int) -> None:
+        self._take(row)
+        self.squared = _squared_distances(self.embeddings, self.centres[0])
+        self.squared[row] = _CHOSEN
+        self.nearest[:] = 0
+        self._settled = 1
+
+    def begin_with_distances(self, distance: Float32) -> None:
+        if distance.shape != self.squared.shape or not np.isfinite(distance).all():
+            raise CoresetError("the distances to begin with must be one finite number a row")
+        self.squared = np.square(distance, dtype=np.float32)
+
+    def take_from_pool(self) -> None:
+        """Go on among the farthest rows until one of the others might be farther, or all is done."""
+        if self.taken == len(self.chosen):
+            return
+        pool = self._open_pool()
+        while self.taken < len(self.chosen):
+            best = int(pool.squared.argmax())
+            value, row = pool.squared[best], int(pool.rows[best])
+            if value < pool.rest_maximum or (value == pool.rest_maximum and row > pool.rest_first_row):
+                break
+            ordinal = self._take(row)
+            pool.squared[best] = _CHOSEN
+            self._shorten(pool, ordinal)
+        self.squared[pool.rows] = pool.squared
+        self.nearest[pool.rows] = pool.nearest
+
+    def settle(self) -> None:
+        """Bring the rows outside the pool up to date with the centres taken since the last call."""
+        new = slice(self._settled, self.taken)
+        touched = self._touched_rows(new)
+        centres, centre_norms = self.centres[new], self.centre_norms[new]
+        # As many rows at a time as keep the block of bounds at a few megabytes.
+        step = max(64, BLOCK_ROWS * 256 // max(256, len(centres)))
+        for begin in range(0, len(touched), step):
+            self._settle_rows(touched[begin : begin + step], centres, centre_norms)
+        self._settled = self.taken
+
+    def _take(self, row: int) -> int:
+        ordinal = self.taken
+        self.chosen[ordinal] = row
+        self.centres[ordinal] = self.embeddings[row]
+        self.centre_norms[ordinal] = self.norms[row]
+        self.taken += 1
+        return ordinal
+
+    def _open_pool(self) -> _Pool:
+        """The POOL_ROWS farthest rows; among equally far ones those with the lowest index."""
+        size = min(POOL_ROWS, len(self.squared))
+        self._in_pool[:] = False
+        if size < len(self.squared):
+            limit = np.partition(self.squared, len(self.squared) - size)[len(self.squared) - size]
+            above = np.flatnonzero(self.squared > limit)
+            level = np.flatnonzero(self.squared == limit)[: size - len(above)]
+            rows = np.sort(np.concatenate([above, level]))
+        else:
+            rows = np.arange(size)
+        self._in_pool[rows] = True
+        rest = np.where(self._in_pool, _CHOSEN, self.squared)
+        first = int(rest.argmax())
+        points = np.ascontiguousarray(self.embeddings[rows])
+        return _Pool(rows, points, self.squared[rows], self.norms[rows], self.nearest[rows], rest[first], first)
+
+    def _shorten(self, pool: _Pool, ordinal: int) -> None:
+        """Distances of the pool's rows to one more centre."""
+        centre, norm = self.centres[ordinal], self.centre_norms[ordinal]
+        sums = pool.norms + norm
+        # einsum, not matmul: BLAS wakes its threads for this, which costs milliseconds on a busy machine.
+        lower = sums * (1 - self._relative_error) - 2 * np.einsum("ij,j->i", pool.points, centre)
+        near = np.flatnonzero(lower < pool.squared)
+        exact = _squared_distances(pool.points[near], centre)
+        closer = exact < pool.squared[near]
+        pool.squared[near[closer]] = exact[closer]
+        pool.nearest[near[closer]] = ordinal
+
+    def _touched_rows(self, new: slice) -> Int64:
+        """Rows outside the pool for which the triangle inequality does not rule out every new centre."""
+        closest = np.empty(self.taken + 1, np.float32)  # the last entry is for `_UNASSIGNED`: never ruled out
+        closest[-1] = 0
+        step = max(64, BLOCK_ROWS * 256 // max(256, new.stop - new.start))
+        for begin in range(0, self.taken, step):
+            block = slice(begin, min(begin + step, self.taken))
+            sums = self.centre_norms[block, None] + self.centre_norms[None, new]
+            lower = sums * (1 - self._relative_error) - 2 * (self.centres[block] @ self.centres[new].T)
+            closest[block] = lower.min(axis=1)
+        reach = (4 * _PRUNING_SLACK**2) * self.squared
+        return np.flatnonzero((closest[self.nearest] < reach) & ~self._in_pool)
+
+    def _settle_rows(self, rows: Int64, centres: Float32, centre_norms: Float32) -> None:
+        """Exact minima of some rows over the new centres; the matrix product only proposes.
+
+        ‖x‖² is the same for a row whatever the centre, so it stays out of the product until rows that
+        cannot gain are gone: the large matrix is written once and read once.
+        """
+        norms = self.norms[rows]
+        partial = self.embeddings[rows] @ (-2 * centres).T
+        partial += centre_norms
+        error = self._relative_error * (norms + centre_norms.max())
+        gaining = np.flatnonzero(partial.min(axis=1) + norms - error < self.squared[rows])
+        if not len(gaining):
+            return
+        rows, error, partial = rows[gaining], error[gaining], partial[gaining]
+        limit = np.minimum(self.squared[rows] - norms[gaining], partial.min(axis=1) + error)
+        row, centre = np.nonzero(partial - error[:, None] <= limit[:, None])
+        difference = self.embeddings[rows[row]] - centres[centre]
+        exact = np.einsum("ij,ij->i", difference, difference)
+        order = np.lexsort((exact, row))  # the nearest proposal of each row comes first
+        first = order[np.flatnonzero(np.diff(row[order], prepend=-1))]
+        closer = first[exact[first] < self.squared[rows[row[first]]]]
+        self.squared[rows[row[closer]]] = exact[closer]
+        self.nearest[rows[row[closer]]] = self._settled + centre[closer]
