@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnx.checker
 import onnx.inliner
+import onnx.shape_inference
 import onnx.version_converter
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -133,8 +134,7 @@ def raw_backbone(
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     _prune(model, list(outputs))
-    _free_batch(model)
-    model = _at_opset(model)
+    model = _free_batch(_at_opset(model))
     _strip(model)
     metadata = {
         "schema": RAW_SCHEMA,
@@ -251,11 +251,17 @@ def _keep(repeated: Any, items: list[Any]) -> None:
     repeated.extend(copies)
 
 
-def _free_batch(model: ModelProto) -> None:
+def _free_batch(model: ModelProto) -> ModelProto:
     """Make the batch dynamic; whether the graph bears it is proven by running the fused one."""
     input_of(model).type.tensor_type.shape.dim[0].dim_param = "n"
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")  # inferred anew
+    model = onnx.shape_inference.infer_shapes(model)
+    for output in model.graph.output:
+        kind = output.type.tensor_type
+        if not kind.HasField("shape"):  # not to be inferred: taken for a feature map until it has been run
+            kind.CopyFrom(helper.make_tensor_type_proto(kind.elem_type or TensorProto.FLOAT, [None] * 4).tensor_type)
+    return model
 
 
 def opset_of(model: ModelProto) -> int:

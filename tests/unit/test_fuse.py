@@ -37,7 +37,12 @@ def convolutions(channels: Sequence[int], strides: Sequence[int], seed: int = 0)
 
 
 def feature_graph(
-    weights: Weights, strides: Sequence[int], height: int | str = "h", width: int | str = "w", batch: int | str = "n"
+    weights: Weights,
+    strides: Sequence[int],
+    height: int | str = "h",
+    width: int | str = "w",
+    batch: int | str = "n",
+    opset: int = 18,
 ) -> onnx.ModelProto:
     """A chain of convolutions and ReLUs whose every stage is an output."""
     nodes, value = [], "image"
@@ -53,7 +58,7 @@ def feature_graph(
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
 def small_raw(
@@ -222,6 +227,17 @@ def test_the_metadata_say_what_the_graph_is_and_can_be_read_back(tmp_path):
     metadata = {p.key: p.value for p in onnx.load(path).metadata_props}
     assert metadata["edge_daemon.schema"] == "edge-daemon/backbone/1"
     assert json.loads(metadata["edge_daemon.layers"]) == ["f0", "f1"]
+
+
+@pytest.mark.parametrize(("opset", "becomes"), [(11, 18), (17, 18), (18, 18), (20, 20)])
+def test_older_opsets_are_raised_and_newer_ones_kept(opset, becomes):
+    weights = convolutions((8, 16), (2, 2))
+    model = feature_graph(weights, (2, 2), opset=opset)
+    raw = raw_backbone(model, name="r", outputs=["f0", "f1"], normalisation=IMAGENET)
+    fused = fuse(raw, (40, 40), "anomalib")
+    assert fused.opset == becomes
+    pictures = pictures_of((40, 40))
+    assert_close(run(fused, pictures), reference(pictures, weights, (2, 2), "anomalib", IMAGENET))
 
 
 def test_a_raw_graph_keeps_only_what_its_layers_need():

@@ -1,0 +1,39 @@
+"""Option types that several commands share; cheap to import."""
+
+import argparse
+from importlib.util import find_spec
+
+from export.errors import ExportError
+
+
+def size(text: str) -> tuple[int, int]:
+    """`256` or `1280x512` -> (width, height) in pixels."""
+    from export.backbone import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+
+
+def comma_list(text: str) -> tuple[str, ...]:
+    """`layer2,layer3` -> names, none empty."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of names separated by commas")
+    return names
+
+
+def three_numbers(text: str) -> tuple[float, float, float]:
+    """`0.485,0.456,0.406` -> one number per channel."""
+    try:
+        first, second, third = (float(part) for part in text.split(","))
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} are not three numbers separated by commas") from exc
+    return first, second, third
+
+
+def needs_torch(command: str) -> None:
+    """Raises ExportError that says what to install when torch or timm is missing."""
+    if find_spec("torch") is None or find_spec("timm") is None:
+        raise ExportError(f"edge-export {command} needs torch and timm: pip install 'edge-daemon[export]'")
