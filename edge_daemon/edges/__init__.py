@@ -1,0 +1,1 @@
+"""Where the daemon meets the world: sockets, journal, and the way of an outcome out."""

@@ -1,0 +1,972 @@
+"""The journal: every accepted trigger, and the one outcome of each, durable before anybody is told.
+
+One writer thread; everything queued goes into one transaction (group commit), so that thirty parts a second cost
+as many waits for the disk as the disk can do, not sixty. See DESIGN 5.5 and deploy/decisions/0003-journal-layout.md.
+"""
+
+import json
+import logging
+import sqlite3
+import threading
+import time
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol, get_args
+
+from edge_daemon.core.decision import Evaluation, Reason, ResultState
+from edge_daemon.edges.journal_file import (
+    JournalBusyError,
+    JournalDamagedError,
+    OpenedFile,
+    explain,
+    keep_boot_number,
+    last_boot_number,
+    open_file,
+    open_for_reading,
+)
+from edge_daemon.errors import JournalError, WireError
+from edge_daemon.wire.codec import contradiction, inspection_header
+from edge_daemon.wire.messages import Inspection, Mode
+
+__all__ = [
+    "Amendment",
+    "AmendmentKind",
+    "Boot",
+    "Concluded",
+    "Entry",
+    "Intent",
+    "Journal",
+    "JournalBusyError",
+    "JournalDamagedError",
+    "JournalStats",
+    "OutcomeTwiceError",
+    "Replay",
+    "Seen",
+]
+
+log = logging.getLogger(__name__)
+
+AmendmentKind = Literal["delivery", "disposition", "part_id", "journal"]
+
+# Outcomes and trigger ids of this boot kept in memory: twenty minutes at fifty parts a second. The database knows
+# the older ones: by its unique keys, and by `seen`.
+_REMEMBERED: Final = 65_536
+# Withdrawn records kept until the disk takes them, about 12 MB; past that only the range of numbers is kept.
+_MOST_OWED: Final = 4_096
+_RETRY_S: Final = 1.0
+_COMMITS_MEASURED: Final = 1_024
+# The database is sound but does not take this entry: a broken key, a value it cannot hold.
+_REFUSALS: Final = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    ValueError,
+    OverflowError,
+    TypeError,
+)
+
+
+class OutcomeTwiceError(JournalError):
+    """A trigger has its outcome already: the first one stands, this one is a diagnostic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """An accepted trigger, with what a record needs if the daemon dies before the outcome.
+
+    accepted_utc: ISO 8601 UTC of the trigger's arrival; utc_uncertainty_us and clock_quality as in `Times`.
+    """
+
+    station: str
+    result_id: str
+    trigger_id: str
+    part_id: str | None = None
+    attempt: int = 1
+    mode: Mode = "production"
+    recipe_set: str = ""
+    accepted_utc: str = ""
+    utc_uncertainty_us: int = 0
+    clock_quality: str = "unknown"
+    deadline_ms: float = 0.0
+    job: str | None = None
+    provisional: bool = False
+    simulated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What `open` found. `last_seq`: by station, of the boot before. `unfinished`: intents without outcome, oldest
+    first. `alarm`: what an operator must be told about the file, or empty."""
+
+    number: int
+    boot_id: str
+    last_seq: dict[str, int]
+    previous_boot: int | None
+    previous_boot_id: str | None
+    previous_closed: bool
+    unfinished: list[Intent]
+    alarm: str
+
+
+@dataclass(frozen=True, slots=True)
+class Concluded:
+    """The end of one `conclude`: what may be told to the world, and its bytes.
+
+    Without `error` the record is durable. With it, `inspection` is the withdrawn one, `journaled` False. With an
+    OutcomeTwiceError nothing may be told at all.
+    """
+
+    inspection: Inspection
+    header: bytes
+    error: JournalError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The latest attempt of a trigger id. `boot` tells an id of this boot from one of a PLC that started anew."""
+
+    attempt: int
+    boot: int
+    result_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Amendment:
+    """A later addition to a record."""
+
+    kind: str
+    utc: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record as it went out: `header` is what the wire said, also where that superseded what was committed."""
+
+    seq: int
+    result_id: str
+    header: bytes
+    amendments: tuple[Amendment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Records in order, the ranges that no longer exist, and where to go on (None at the end of what was asked)."""
+
+    entries: tuple[Entry, ...]
+    gone: tuple[tuple[int, int], ...]
+    next_seq: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class JournalStats:
+    """failing: the last commit's error, empty when it succeeded: while it is not, no trigger can be accepted.
+    owed: withdrawn records that wait for the disk. queue_limit: past it intents are refused, outcomes withdrawn."""
+
+    queued: int
+    queue_limit: int
+    owed: int
+    failing: str
+    commits: int
+    commit_failures: int
+    commit_p50_ms: float
+    commit_p99_ms: float
+    records: int
+    second_outcomes: int
+    unencodable: int
+
+
+class _Writable(Protocol):
+    def write(self, connection: sqlite3.Connection) -> None: ...
+
+
+class _Work(_Writable, Protocol):
+    """Something queued for the writer thread."""
+
+    def done(self, error: JournalError | None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What goes into one transaction: what is queued, withdrawn records that are owed, ranges that are lost.
+
+    Taken under the lock in one piece, so that a withdrawal is never written before what it withdraws.
+    """
+
+    work: list[_Work]
+    owed: list["_Withdraw"]
+    lost: dict[str, list[tuple[int, int]]]
+
+
+@dataclass(slots=True)
+class _Numbers:
+    """Counters of JournalStats; changed under the journal's lock."""
+
+    commits: int = 0
+    commit_failures: int = 0
+    records: int = 0
+    second_outcomes: int = 0
+    unencodable: int = 0
+    failing: str = ""
+    commit_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_COMMITS_MEASURED))
+
+
+def utc_now() -> str:
+    """ISO 8601 UTC with microseconds."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def withdrawn(inspection: Inspection) -> Inspection:
+    """What goes out instead of a verdict that could not be made durable in time: same seq and result_id.
+
+    Without a verdict (missed, failed) there is nothing to withdraw: state and reason stay.
+    """
+    changes: dict[str, object] = {"journaled": False}
+    if inspection.result_state == ResultState.COMPLETED.value:
+        changes |= _failed(Reason.JOURNAL)
+    return inspection.model_copy(update=changes)
+
+
+def _failed(reason: Reason) -> dict[str, object]:
+    return {
+        "evaluation": Evaluation.UNDEFINED.label,
+        "result_state": ResultState.FAILED.value,
+        "reason": reason.value,
+    }
+
+
+class Journal:
+    """The durable record of one line PC. All methods may be called from any thread.
+
+    path:             the SQLite file; beside it live `.boot` (boot number), `.lock` and SQLite's own files
+    queue_limit:      outcomes and intents that may wait for the disk
+    busy_timeout_ms:  how long a commit waits for another program that has locked the file
+    max_bytes:        size limit of the file; None for the disk's
+    on_fatal:         told when the writer thread or a callback fails in a way nobody foresaw
+
+    open -> ... -> close. Callbacks come from the writer thread, after the commit, in the order of the calls; they
+    must be short. `close` may be called twice.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        line: str,
+        *,
+        queue_limit: int = 4096,
+        busy_timeout_ms: int = 250,
+        max_bytes: int | None = None,
+        check_limit_bytes: int = 256 * 1024 * 1024,
+        on_fatal: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self._path = path
+        self._line = line
+        self._queue_limit = queue_limit
+        self._busy_timeout_ms = busy_timeout_ms
+        self._max_bytes = max_bytes
+        self._check_limit_bytes = check_limit_bytes
+        self._on_fatal = on_fatal
+        self._wake = threading.Condition()  # guards everything below
+        self._queue: deque[_Work] = deque()
+        self._owed: deque[_Withdraw] = deque()
+        self._lost: dict[str, list[tuple[int, int]]] = {}
+        self._last_seq: dict[str, int] = {}
+        self._concluded: OrderedDict[str, None] = OrderedDict()
+        self._seen: OrderedDict[tuple[str, str], Seen] = OrderedDict()
+        self._numbers = _Numbers()
+        self._closing = False
+        self._tried_last = False
+        self._boot: Boot | None = None
+        self._file: OpenedFile | None = None
+        self._reader: sqlite3.Connection | None = None
+        self._reading = threading.Lock()
+        self._writer: threading.Thread | None = None
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    def open(self) -> Boot:
+        """Takes the file, numbers the boot and starts the writer. Raises JournalError; see `open_file`."""
+        if self._boot is not None:
+            raise JournalError(f"the journal {self._path} is open already, or was closed; make a new Journal")
+        opened = self._open_file()
+        try:
+            try:
+                boot = self._begin_boot(opened)
+            except sqlite3.Error as exc:
+                raise explain(exc, self._path) from exc
+            self._reader = open_for_reading(self._path, self._busy_timeout_ms)
+        except BaseException:
+            opened.close()
+            raise
+        self._file = opened
+        self._boot = boot
+        self._writer = threading.Thread(target=self._run, name="journal-writer", daemon=True)
+        self._writer.start()
+        return boot
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Writes what is queued, marks the boot as closed and gives the file back.
+
+        Raises JournalError when the disk does not answer in time (the file is then left to the process's end), or
+        when outcomes remain that could not be written.
+        """
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        if self._writer is not None:
+            self._writer.join(timeout_s)
+            if self._writer.is_alive():
+                raise JournalError(
+                    f"the journal {self._path} did not finish within {timeout_s:g} s; the disk does not answer"
+                )
+            self._writer = None
+        with self._reading:
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
+        if self._file is not None:
+            opened, self._file = self._file, None
+            try:
+                self._end_boot(opened.connection)
+            finally:
+                opened.close()
+
+    def __enter__(self) -> "Journal":
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open_file(self) -> OpenedFile:
+        return open_file(
+            self._path,
+            busy_timeout_ms=self._busy_timeout_ms,
+            max_bytes=self._max_bytes,
+            check_limit_bytes=self._check_limit_bytes,
+        )
+
+    def _begin_boot(self, opened: OpenedFile) -> Boot:
+        connection = opened.connection
+        row = connection.execute("SELECT number, boot_id, closed_utc FROM boot ORDER BY number DESC LIMIT 1").fetchone()
+        previous, previous_id, previous_closed = row or (None, None, None)
+        counted = last_boot_number(self._path)
+        number = max(previous or 0, counted) + 1
+        if opened.alarm and number == 1:
+            # Damaged, and the sidecar gone too. A number that was used before would make readers skip the new
+            # records as old ones; seconds since 1970 are above any number ever counted.
+            number = int(time.time())
+        boot_id = uuid.uuid4().hex
+        last_seq: dict[str, int] = {}
+        if previous is not None:
+            last_seq = dict(
+                connection.execute(
+                    "SELECT station, max(seq) FROM (SELECT station, seq FROM record WHERE boot = ?1 "
+                    "UNION ALL SELECT station, last FROM gone WHERE boot = ?1) GROUP BY station",
+                    (previous,),
+                )
+            )
+        unfinished = [_read_intent(body) for (body,) in connection.execute("SELECT body FROM intent ORDER BY rowid")]
+        keep_boot_number(self._path, number)
+        connection.execute(
+            "INSERT INTO boot (number, boot_id, started_utc) VALUES (?, ?, ?)", (number, boot_id, utc_now())
+        )
+        return Boot(
+            number=number,
+            boot_id=boot_id,
+            last_seq=last_seq,
+            previous_boot=previous or counted or None,
+            previous_boot_id=previous_id,
+            previous_closed=previous_closed is not None,
+            unfinished=unfinished,
+            alarm=opened.alarm,
+        )
+
+    def _end_boot(self, connection: sqlite3.Connection) -> None:
+        with self._wake:
+            unwritten = len(self._owed) + len(self._lost)
+        if unwritten:
+            raise JournalError(f"the journal {self._path} ends without {unwritten} outcomes: {self._numbers.failing}")
+        try:
+            connection.execute("UPDATE boot SET closed_utc = ? WHERE number = ?", (utc_now(), self.boot.number))
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as exc:
+            raise explain(exc, self._path) from exc
+
+    # --- what the pipeline calls --------------------------------------------------------------------------------
+
+    @property
+    def boot(self) -> Boot:
+        """This boot. Raises JournalError before `open`."""
+        if self._boot is None:
+            raise JournalError(f"the journal {self._path} is not open")
+        return self._boot
+
+    def intend(self, intent: Intent, on_durable: Callable[[JournalError | None], None]) -> None:
+        """Records that a trigger is being taken up. Called back once durable, or with the error that makes the
+        trigger impossible to accept; at once when the queue is full or the journal is closing."""
+        work = _Intend(intent, self.boot.number, on_durable)
+        with self._wake:
+            self._remember(intent.station, intent.trigger_id, intent.attempt, intent.result_id)
+            refused = self._enqueue(work)
+        if refused is not None:
+            on_durable(refused)
+
+    def conclude(self, draft: Inspection, on_done: Callable[[Concluded], None]) -> Inspection:
+        """The outcome of a trigger: gets the next seq of its station and goes to the disk.
+
+        draft: complete but for line, boot, boot_id and seq, which are set here.
+        Returns the inspection as recorded. An OK that its own views do not bear out is recorded as Failed.
+        `on_done` is called once durable, or with the withdrawn inspection if it cannot be; at once, in this thread,
+        when the queue is full or the journal is closing.
+        Raises OutcomeTwiceError when the trigger has its outcome already; no seq is used up.
+        """
+        boot = self.boot
+        with self._wake:
+            if draft.result_id in self._concluded:
+                self._numbers.second_outcomes += 1
+                raise OutcomeTwiceError(
+                    f"trigger {draft.trigger_id} of {draft.station} has its outcome already "
+                    f"(result {draft.result_id}); a later one changes nothing"
+                )
+            seq = self._last_seq.get(draft.station, 0) + 1
+            inspection, header = self._encodable(
+                draft.model_copy(update={"line": self._line, "boot": boot.number, "boot_id": boot.boot_id, "seq": seq})
+            )
+            self._last_seq[draft.station] = seq
+            self._concluded[draft.result_id] = None
+            _forget_oldest(self._concluded)
+            self._remember(draft.station, draft.trigger_id, draft.attempt, draft.result_id)
+            work = _Conclude(self, inspection, header, on_done)
+            refused = self._enqueue(work)
+        if refused is not None:
+            work.done(refused)
+        return inspection
+
+    def withdraw(self, inspection: Inspection) -> Concluded:
+        """Takes back what `conclude` returned because its commit takes too long: what goes out instead. Whatever
+        the disk still takes of the first version is superseded by an amendment."""
+        concluded = _withdraw(inspection, JournalError(f"the journal {self._path} took longer than its budget"))
+        self._owe(_Withdraw(concluded.inspection, concluded.header))
+        return concluded
+
+    def amend(
+        self,
+        result_id: str,
+        kind: AmendmentKind,
+        body: dict[str, Any],
+        on_durable: Callable[[JournalError | None], None] | None = None,
+    ) -> None:
+        """Adds to a record what became known later; nothing is ever changed. Called back like `intend`.
+        Raises JournalError when kind or body cannot be recorded."""
+        if kind not in get_args(AmendmentKind):
+            raise JournalError(f"{kind!r} is no kind of amendment; known are {', '.join(get_args(AmendmentKind))}")
+        try:
+            text = json.dumps(body, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise JournalError(f"the amendment of {result_id} cannot be written as JSON: {exc}") from exc
+        with self._wake:
+            refused = self._enqueue(_Amend(result_id, kind, utc_now(), text, on_durable))
+        if refused is not None and on_durable is not None:
+            on_durable(refused)
+
+    def seen(self, station: str, trigger_id: str) -> Seen | None:
+        """The latest attempt of this trigger id, in this boot or in the journal. Raises JournalError."""
+        with self._wake:
+            if found := self._seen.get((station, trigger_id)):
+                return found
+        with self._read() as connection:
+            row = connection.execute(
+                "SELECT attempt, boot, result_id FROM ("
+                "SELECT attempt, boot, result_id FROM record WHERE station = ?1 AND trigger_id = ?2 UNION ALL "
+                "SELECT attempt, boot, result_id FROM intent WHERE station = ?1 AND trigger_id = ?2) "
+                "ORDER BY boot DESC, attempt DESC LIMIT 1",
+                (station, trigger_id),
+            ).fetchone()
+        return Seen(*row) if row else None
+
+    def last_seq(self, station: str) -> int:
+        """Last sequence number given in this boot, 0 before the first."""
+        with self._wake:
+            return self._last_seq.get(station, 0)
+
+    def read(self, station: str, boot: int, first: int, last: int, limit: int = 1000) -> Replay:
+        """Records of one station and boot, seq `first` to `last`, at most `limit` at once, in order.
+
+        What was pruned, lost or never existed is in `gone`, up to the last number that the journal knows of that
+        boot; a boot it does not know is gone altogether. Raises JournalError.
+        """
+        if first < 1 or last < first or limit < 1:
+            raise JournalError(f"cannot replay seq {first} to {last}: the first is 1 and the range goes upwards")
+        with self._wake:
+            owed = [w.inspection.seq for w in self._owed if w.inspection.station == station]
+            owed += [begin for begin, _ in self._lost.get(station, ())]
+        with self._read() as connection:
+            known = connection.execute("SELECT 1 FROM boot WHERE number = ?", (boot,)).fetchone()
+            if not known:
+                return Replay((), ((first, last),), None)
+            end = min(last, _last_known(connection, station, boot))
+            if boot == self.boot.number and owed:
+                end = min(end, min(owed) - 1)  # those are still to come
+            rows = connection.execute(
+                "SELECT seq, result_id, header FROM record WHERE station = ? AND boot = ? AND seq BETWEEN ? AND ? "
+                "ORDER BY seq LIMIT ?",
+                (station, boot, first, end, limit + 1),
+            ).fetchall()
+            more = len(rows) > limit
+            entries = tuple(_entry(connection, *row) for row in rows[:limit])
+        if more:
+            end = entries[-1].seq
+        return Replay(entries, _holes([entry.seq for entry in entries], first, end), end + 1 if more else None)
+
+    def prune(
+        self, station: str, boot: int, through_seq: int, on_durable: Callable[[JournalError | None], None] | None = None
+    ) -> None:
+        """Removes the oldest records of one station and boot, up to and including a number, with their amendments;
+        a replay of them answers `gone` from then on. Called back like `intend`."""
+        with self._wake:
+            refused = self._enqueue(_Prune(station, boot, through_seq, on_durable))
+        if refused is not None and on_durable is not None:
+            on_durable(refused)
+
+    def stats(self) -> JournalStats:
+        """Counters of this boot; commit times over the last 1,024 commits."""
+        with self._wake:
+            numbers = self._numbers
+            times = sorted(numbers.commit_ms)
+            return JournalStats(
+                queued=len(self._queue),
+                queue_limit=self._queue_limit,
+                owed=len(self._owed),
+                failing=numbers.failing,
+                commits=numbers.commits,
+                commit_failures=numbers.commit_failures,
+                commit_p50_ms=times[len(times) // 2] if times else 0.0,
+                commit_p99_ms=times[len(times) * 99 // 100] if times else 0.0,
+                records=numbers.records,
+                second_outcomes=numbers.second_outcomes,
+                unencodable=numbers.unencodable,
+            )
+
+    # --- inside, under the lock ---------------------------------------------------------------------------------
+
+    def _enqueue(self, work: _Work) -> JournalError | None:
+        if self._closing or self._boot is None:
+            return JournalError(f"the journal {self._path} is closed")
+        if len(self._queue) >= self._queue_limit:
+            self._numbers.commit_failures += 1
+            return JournalError(
+                f"the journal {self._path} is {self._queue_limit} entries behind: the disk is too slow for this line"
+            )
+        self._queue.append(work)
+        self._wake.notify()
+        return None
+
+    def _remember(self, station: str, trigger_id: str, attempt: int, result_id: str) -> None:
+        key = (station, trigger_id)
+        before = self._seen.pop(key, None)
+        if before is None or before.attempt <= attempt:
+            before = Seen(attempt, self.boot.number, result_id)
+        self._seen[key] = before
+        _forget_oldest(self._seen)
+
+    def _encodable(self, inspection: Inspection) -> tuple[Inspection, bytes]:
+        """The inspection and its bytes; what cannot be written whole, or is an OK without proof, becomes Failed:
+        a trigger has a record whatever happens."""
+        if why := contradiction(inspection):
+            log.error("result %s of %s becomes Failed: %s", inspection.result_id, inspection.station, why)
+            inspection = inspection.model_copy(update=_failed(Reason.UNPROVEN))
+        try:
+            return inspection, inspection_header(inspection)
+        except WireError as exc:
+            log.error("result %s of %s becomes Failed: %s", inspection.result_id, inspection.station, exc)
+            self._numbers.unencodable += 1
+            bare = _bare(inspection)
+            return bare, inspection_header(bare)
+
+    # --- the writer thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while (batch := self._next_batch()) is not None:
+                self._commit(batch)
+        except BaseException as exc:
+            log.critical("the journal's writer ends: %s", exc, exc_info=True)
+            with self._wake:
+                self._closing = True
+                self._numbers.failing = f"the writer ended: {exc}"
+                abandoned = list(self._queue)
+                self._queue.clear()
+            for work in abandoned:
+                self._tell(work, JournalError(f"the journal's writer ended: {exc}"))
+            self._report(exc)
+
+    def _next_batch(self) -> _Batch | None:
+        """Everything that waits; None when there is nothing left to do for ever."""
+        with self._wake:
+            while not self._queue:
+                indebted = bool(self._owed or self._lost)
+                if indebted and not self._numbers.failing:
+                    break
+                if self._closing:
+                    if not indebted or self._tried_last:
+                        return None
+                    self._tried_last = True
+                    break
+                if not self._wake.wait(_RETRY_S if self._numbers.failing else None):
+                    break
+            batch = _Batch(list(self._queue), list(self._owed), {s: list(r) for s, r in self._lost.items()})
+            self._queue.clear()
+            return batch
+
+    def _commit(self, batch: _Batch) -> None:
+        started_ns = time.monotonic_ns()
+        refused: dict[int, JournalError] = {}
+        error: JournalError | None = None
+        try:
+            refused = self._write(batch)
+        except sqlite3.Error as exc:
+            error = explain(exc, self._path)
+            error.__cause__ = exc
+        taken_ms = (time.monotonic_ns() - started_ns) / 1e6
+        with self._wake:
+            self._account(error, taken_ms, batch)
+        for index, work in enumerate(batch.work):
+            self._tell(work, error or refused.get(index))
+
+    def _write(self, batch: _Batch) -> dict[int, JournalError]:
+        """One transaction. What the database refuses for its content is refused alone, by its index."""
+        connection = self._connection
+        try:
+            with _transaction(connection):
+                for work in batch.work:
+                    work.write(connection)
+                self._write_debts(connection, batch)
+            return {}
+        except _REFUSALS:
+            pass  # one of them: once more, each by itself
+        refused: dict[int, JournalError] = {}
+        with _transaction(connection):
+            for index, work in enumerate(batch.work):
+                if refusal := _try_alone(connection, work):
+                    refused[index] = refusal
+            self._write_debts(connection, batch)
+        return refused
+
+    def _write_debts(self, connection: sqlite3.Connection, batch: _Batch) -> None:
+        """After the work: a record withdrawn while it waited is in this very transaction, and is amended by it."""
+        boot = self.boot.number
+        for debt in batch.owed:
+            if _try_alone(connection, debt):
+                _mark_gone(connection, debt.inspection.station, boot, debt.inspection.seq, debt.inspection.seq, "lost")
+        for station, ranges in batch.lost.items():
+            for first, last in ranges:
+                _mark_gone(connection, station, boot, first, last, "lost")
+        if not batch.work and not batch.owed and not batch.lost:
+            # Shows whether the disk is back although nothing waits: only a real write can tell.
+            connection.execute("UPDATE boot SET closed_utc = NULL WHERE number = ?", (boot,))
+
+    def _account(self, error: JournalError | None, taken_ms: float, batch: _Batch) -> None:
+        numbers = self._numbers
+        if error is not None:
+            if not numbers.failing:
+                log.error("%s", error)
+            numbers.failing = str(error)
+            numbers.commit_failures += 1
+            return
+        if numbers.failing:
+            log.warning("the journal %s writes again", self._path)
+        numbers.failing = ""
+        numbers.commits += 1
+        numbers.commit_ms.append(taken_ms)
+        for _ in batch.owed:
+            self._owed.popleft()
+        for station, written in batch.lost.items():
+            left = [span for span in self._lost[station] if span not in written]
+            if left:
+                self._lost[station] = left
+            else:
+                del self._lost[station]
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        assert self._file is not None
+        return self._file.connection
+
+    def _owe(self, debt: "_Withdraw") -> None:
+        """Keeps a withdrawn record until the disk takes it; when too many wait, only their numbers."""
+        with self._wake:
+            if len(self._owed) < _MOST_OWED:
+                self._owed.append(debt)
+            else:
+                self._lose(debt.inspection.station, debt.inspection.seq)
+            self._wake.notify()
+
+    def _lose(self, station: str, seq: int) -> None:
+        ranges = self._lost.setdefault(station, [])
+        if ranges and ranges[-1][1] == seq - 1:
+            ranges[-1] = (ranges[-1][0], seq)
+        elif not any(first <= seq <= last for first, last in ranges):
+            ranges.append((seq, seq))
+
+    def _tell(self, work: _Work, error: JournalError | None) -> None:
+        try:
+            work.done(error)
+        except Exception as exc:
+            log.critical("a callback of the journal failed: %s", exc, exc_info=True)
+            self._report(exc)
+
+    def _report(self, exc: BaseException) -> None:
+        if self._on_fatal is not None:
+            self._on_fatal(exc)
+
+    def _settle(self, work: "_Conclude", error: JournalError | None) -> None:
+        """The end of a `conclude`; a record that did not reach the disk is owed in its withdrawn form."""
+        if error is None:
+            with self._wake:
+                self._numbers.records += 1
+            work.on_done(Concluded(work.inspection, work.header))
+            return
+        if isinstance(error, OutcomeTwiceError):
+            with self._wake:
+                self._numbers.second_outcomes += 1
+                self._lose(work.inspection.station, work.inspection.seq)
+            work.on_done(Concluded(work.inspection, work.header, error))
+            return
+        concluded = _withdraw(work.inspection, error)
+        self._owe(_Withdraw(concluded.inspection, concluded.header))
+        work.on_done(concluded)
+
+    @contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        with self._reading:
+            if self._reader is None:
+                raise JournalError(f"the journal {self._path} is not open")
+            try:
+                yield self._reader
+            except sqlite3.Error as exc:
+                raise explain(exc, self._path) from exc
+
+
+# --- what the writer writes ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Intend:
+    intent: Intent
+    boot: int
+    on_durable: Callable[[JournalError | None], None]
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        i = self.intent
+        connection.execute(
+            "INSERT INTO intent (result_id, boot, station, trigger_id, attempt, body) VALUES (?, ?, ?, ?, ?, ?)",
+            (i.result_id, self.boot, i.station, i.trigger_id, i.attempt, json.dumps(asdict(i))),
+        )
+
+    def done(self, error: JournalError | None) -> None:
+        self.on_durable(error)
+
+
+@dataclass(slots=True)
+class _Conclude:
+    journal: Journal
+    inspection: Inspection
+    header: bytes
+    on_done: Callable[[Concluded], None]
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        _insert_record(connection, self.inspection, self.header)
+
+    def done(self, error: JournalError | None) -> None:
+        self.journal._settle(self, error)
+
+
+@dataclass(slots=True)
+class _Withdraw:
+    """Makes the journal say what the wire said. Writing it twice changes nothing."""
+
+    inspection: Inspection
+    header: bytes
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        told = self.inspection
+        row = connection.execute(
+            "SELECT station, boot, seq, header FROM record WHERE result_id = ?", (told.result_id,)
+        ).fetchone()
+        if row is None:
+            _insert_record(connection, told, self.header)
+        elif tuple(row[:3]) != (told.station, told.boot, told.seq):
+            raise sqlite3.IntegrityError("another outcome was recorded first")
+        elif bytes(row[3]) != self.header:
+            body = {"superseded_by": self.header.decode()}
+            connection.execute(
+                "INSERT INTO amendment (result_id, kind, utc, body) VALUES (?, 'journal', ?, ?)",
+                (told.result_id, utc_now(), json.dumps(body)),
+            )
+
+
+@dataclass(slots=True)
+class _Amend:
+    result_id: str
+    kind: str
+    utc: str
+    body: str
+    on_durable: Callable[[JournalError | None], None] | None
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "INSERT INTO amendment (result_id, kind, utc, body) VALUES (?, ?, ?, ?)",
+            (self.result_id, self.kind, self.utc, self.body),
+        )
+
+    def done(self, error: JournalError | None) -> None:
+        if self.on_durable is not None:
+            self.on_durable(error)
+        elif error is not None:
+            log.error("the %s amendment of %s is not recorded: %s", self.kind, self.result_id, error)
+
+
+@dataclass(slots=True)
+class _Prune:
+    station: str
+    boot: int
+    through_seq: int
+    on_durable: Callable[[JournalError | None], None] | None
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        chosen = "station = ? AND boot = ? AND seq <= ?"
+        values = (self.station, self.boot, self.through_seq)
+        (last,) = connection.execute(f"SELECT max(seq) FROM record WHERE {chosen}", values).fetchone()
+        if last is None:
+            return
+        connection.execute(
+            f"DELETE FROM amendment WHERE result_id IN (SELECT result_id FROM record WHERE {chosen})", values
+        )
+        connection.execute(f"DELETE FROM record WHERE {chosen}", values)
+        connection.execute("DELETE FROM gone WHERE station = ? AND boot = ? AND last <= ?", (*values[:2], last))
+        _mark_gone(connection, self.station, self.boot, 1, last, "pruned")
+
+    def done(self, error: JournalError | None) -> None:
+        if self.on_durable is not None:
+            self.on_durable(error)
+
+
+def _insert_record(connection: sqlite3.Connection, inspection: Inspection, header: bytes) -> None:
+    connection.execute(
+        "INSERT INTO record (station, boot, seq, result_id, trigger_id, attempt, header) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            inspection.station,
+            inspection.boot,
+            inspection.seq,
+            inspection.result_id,
+            inspection.trigger_id,
+            inspection.attempt,
+            header,
+        ),
+    )
+    connection.execute("DELETE FROM intent WHERE result_id = ?", (inspection.result_id,))
+
+
+def _mark_gone(connection: sqlite3.Connection, station: str, boot: int, first: int, last: int, why: str) -> None:
+    connection.execute(
+        "INSERT INTO gone (station, boot, first, last, why) VALUES (?, ?, ?, ?, ?)", (station, boot, first, last, why)
+    )
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite rolls back by itself on a full disk
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _withdraw(inspection: Inspection, error: JournalError) -> Concluded:
+    told = withdrawn(inspection)
+    try:
+        return Concluded(told, inspection_header(told), error)
+    except WireError:  # a few bytes longer than what just fitted
+        told = _bare(told)
+        return Concluded(told, inspection_header(told), error)
+
+
+def _try_alone(connection: sqlite3.Connection, work: _Writable) -> JournalError | None:
+    """Writes one entry inside the transaction; the error when it is refused, the rest of the batch untouched."""
+    connection.execute("SAVEPOINT alone")
+    try:
+        work.write(connection)
+    except _REFUSALS as exc:
+        connection.execute("ROLLBACK TO alone")
+        connection.execute("RELEASE alone")
+        refusal = OutcomeTwiceError if isinstance(exc, sqlite3.IntegrityError) else JournalError
+        return refusal(f"the journal does not take this entry: {exc}")
+    connection.execute("RELEASE alone")
+    return None
+
+
+def _bare(inspection: Inspection) -> Inspection:
+    """The least that still is a record of this trigger, with nothing in it that could be too long."""
+
+    def short(text: str) -> str:
+        return text[:64].encode("ascii", "replace").decode()
+
+    changes = {
+        "views": (),
+        "parts": (),
+        "image_ref": None,
+        "trigger_id": short(inspection.trigger_id),
+        "part_id": None if inspection.part_id is None else short(inspection.part_id),
+        "deadline_ms": 0.0,
+    }
+    state = _failed(Reason.UNPROVEN) if inspection.result_state == ResultState.COMPLETED.value else {}
+    return inspection.model_copy(update=changes | state)
+
+
+def _read_intent(body: str) -> Intent:
+    known = Intent.__dataclass_fields__
+    return Intent(**{name: value for name, value in json.loads(body).items() if name in known})
+
+
+def _last_known(connection: sqlite3.Connection, station: str, boot: int) -> int:
+    row = connection.execute(
+        "SELECT max(last) FROM (SELECT max(seq) AS last FROM record WHERE station = ?1 AND boot = ?2 "
+        "UNION ALL SELECT max(last) FROM gone WHERE station = ?1 AND boot = ?2)",
+        (station, boot),
+    ).fetchone()
+    return int(row[0] or 0)
+
+
+def _entry(connection: sqlite3.Connection, seq: int, result_id: str, header: bytes) -> Entry:
+    rows = connection.execute("SELECT kind, utc, body FROM amendment WHERE result_id = ? ORDER BY id", (result_id,))
+    amendments = tuple(Amendment(kind, utc, json.loads(body)) for kind, utc, body in rows)
+    for amendment in amendments:
+        if amendment.kind == "journal" and "superseded_by" in amendment.body:
+            header = amendment.body["superseded_by"].encode()
+    return Entry(seq, result_id, bytes(header), amendments)
+
+
+def _holes(present: Sequence[int], first: int, last: int) -> tuple[tuple[int, int], ...]:
+    """Ranges of first..last that are not in `present`, which ascends."""
+    holes = []
+    expected = first
+    for seq in [*present, last + 1]:
+        if seq > expected:
+            holes.append((expected, seq - 1))
+        expected = seq + 1
+    return tuple(holes)
+
+
+def _forget_oldest(memory: OrderedDict[Any, Any]) -> None:
+    while len(memory) > _REMEMBERED:
+        memory.popitem(last=False)
