@@ -20,7 +20,6 @@ from edge_daemon.cameras.config import CameraConfig
 from edge_daemon.errors import ConfigError
 from edge_daemon.wire.messages import Mode
 
-DEFAULT_CONFIG_PATH = Path("/etc/edge-daemon/edge.toml")
 ENV_PREFIX = "EDGE_"
 
 # Other programs of the same product read these; they are no keys of the configuration.

@@ -1,0 +1,310 @@
+"""What `edge-daemon check` looks at: everything that would keep this PC from judging parts, all at once.
+
+Nothing is changed: no folder is made, no port stays bound, no recipe is activated.
+"""
+
+import errno
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from edge_daemon.artefact.store import Store
+from edge_daemon.cameras.base import Camera
+from edge_daemon.cameras.config import CameraConfig, FolderConfig, SimulatedConfig
+from edge_daemon.cameras.open import make_camera
+from edge_daemon.config import Config, ViewConfig, config_digest, load_config
+from edge_daemon.detectors.loading import ReadyRecipe, load_verified
+from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
+from edge_daemon.errors import ConfigError, EdgeError, ProviderError
+from edge_daemon.threads import physical_cores
+
+# The least ONNX graph a session takes for a backbone: uint8 (n, 1, 1, 3) cast to float32. It tells
+# whether a provider can be had where no recipe is there to ask.
+_PROBE_GRAPH = (
+    b'\x08\x08:X\n\x17\n\x01i\x12\x01o"\x04Cast*\t\n\x02to\x18\x01\xa0\x01\x02\x12\x01gZ\x1c\n\x01i\x12\x17\n\x15\x08'
+    b"\x02\x12\x11\n\x03\x12\x01n\n\x02\x08\x01\n\x02\x08\x01\n\x02\x08\x03b\x1c\n\x01o\x12\x17\n\x15\x08\x01\x12\x11"
+    b"\n\x03\x12\x01n\n\x02\x08\x01\n\x02\x08\x01\n\x02\x08\x03B\x04\n\x00\x10\x12"
+)
+
+# A journal of some millions of records and the pictures of a shift.
+_LOW_SPACE_BYTES = 2 << 30
+
+_PICTURE_TIMEOUT_NS = 5_000_000_000
+
+_ENDPOINTS = ("results", "images", "status", "triggers", "control")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong (`error`) or worth knowing (`hint`)."""
+
+    level: Literal["error", "hint"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRecipe:
+    """A recipe that passed the whole load order, and where it is to judge."""
+
+    station: str
+    camera: str
+    name: str
+    version: str
+    digest: str
+    threshold: float
+    provider: str
+    provisional: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found; `config_digest` is empty when the configuration cannot be used."""
+
+    findings: tuple[Finding, ...]
+    recipes: tuple[CheckedRecipe, ...]
+    config_digest: str
+
+    @property
+    def ok(self) -> bool:
+        return all(finding.level != "error" for finding in self.findings)
+
+
+def check(path: Path, *, open_cameras: bool = False) -> Report:
+    """Look at everything. With `open_cameras` every camera is opened and asked for one picture, which a
+    running daemon would not like."""
+    findings: list[Finding] = []
+    try:
+        config: Config | None = load_config(path)
+    except ConfigError as error:
+        findings += [Finding("error", problem) for problem in error.problems]
+        config = _despite_missing_recipes(path)
+    if config is None:
+        return Report(tuple(findings), (), "")
+    ready = dict[str, ReadyRecipe]()
+    findings += _recipes(config, ready)
+    findings += _folders(config)
+    findings += _ports(config)
+    findings += _cameras(config, ready, open_cameras)
+    findings += _hints(config, ready)
+    return Report(tuple(findings), tuple(_summary(config, ready)), config_digest(config))
+
+
+def _despite_missing_recipes(path: Path) -> Config | None:
+    """The configuration when only recipes are missing: the rest can still be looked at."""
+    try:
+        return load_config(path, recipes_must_exist=False)
+    except ConfigError:
+        return None
+
+
+# ---------------------------------------------------------------- provider and recipes
+
+
+def _recipes(config: Config, ready: dict[str, ReadyRecipe]) -> Iterator[Finding]:
+    """The provider, then every recipe through the whole load order; those that pass go into `ready` by camera."""
+    engine = config.engine
+    sessions = Sessions(EngineOptions(engine.provider, engine.fallback, engine.intra_op_threads))
+    try:
+        provider = sessions.extractor(_PROBE_GRAPH, "probe").provider
+    except ProviderError as error:
+        yield Finding("error", f"engine.provider: {error}")
+        return
+    except EdgeError as error:
+        yield Finding("error", f"engine.provider: {engine.provider} cannot be had: {error}")
+        return
+    if provider != PROVIDERS[engine.provider]:
+        yield Finding("hint", f"engine.provider: {engine.provider} cannot be had here; the fallback {provider} runs")
+    store = Store(config.store_path)
+    for station, view in _views(config):
+        path = _recipe_path(store, view)
+        if path is None:
+            continue  # said by the check of the configuration
+        try:
+            ready[view.camera] = load_verified(path, sessions, engine.search, store.backbone)
+        except EdgeError as error:
+            yield Finding("error", f"stations.{station}: recipe {view.recipe}: {error}")
+    yield from (Finding("error", problem) for problem in store.damaged())
+
+
+def _recipe_path(store: Store, view: ViewConfig) -> Path | None:
+    """Where the recipe is, None when it is nowhere."""
+    if view.recipe_path is not None:
+        return view.recipe_path if view.recipe_path.exists() else None
+    try:
+        return store.resolve(view.recipe).path
+    except EdgeError:
+        return None
+
+
+def _summary(config: Config, ready: dict[str, ReadyRecipe]) -> Iterator[CheckedRecipe]:
+    for station, view in _views(config):
+        if view.camera in ready:
+            manifest = ready[view.camera].recipe.manifest
+            yield CheckedRecipe(
+                station,
+                view.camera,
+                manifest.name,
+                manifest.version,
+                manifest.self_sha256,
+                manifest.thresholds.lower,
+                ready[view.camera].provider,
+                manifest.provisional,
+            )
+
+
+def _views(config: Config) -> Iterator[tuple[str, ViewConfig]]:
+    for name, station in config.stations.items():
+        for view in station.views:
+            yield name, view
+
+
+# ---------------------------------------------------------------- folders and ports
+
+
+def _folders(config: Config) -> Iterator[Finding]:
+    for key, folder in (
+        ("state_dir", config.state_dir),
+        ("journal.path", config.journal_path.parent),
+        ("store.path", config.store_path),
+    ):
+        problem = _why_not_writable(folder)
+        if problem:
+            yield Finding("error", f"{key}: {problem}; run this check as the user that the daemon runs as")
+    place = _nearest(config.state_dir)
+    free = shutil.disk_usage(place).free
+    if free < _LOW_SPACE_BYTES:
+        yield Finding("hint", f"state_dir: only {free >> 20} MiB are free at {place}; free some before the line starts")
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next((place for place in (folder, *folder.parents) if place.exists()), Path("/"))
+
+
+def _why_not_writable(folder: Path) -> str | None:
+    place = _nearest(folder)
+    if not place.is_dir():
+        return f"{place} is a file where a folder is needed"
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        return f"nothing can be written in {place}: {error.strerror}"
+    return None
+
+
+def _ports(config: Config) -> Iterator[Finding]:
+    problems = {name: _why_not_bindable(getattr(config.wire, name)) for name in _ENDPOINTS}
+    if all(reason == errno.EADDRINUSE for reason in problems.values()):
+        yield Finding("hint", "wire: all endpoints are in use; presumably by edge-daemon, which is running here")
+        return
+    for name, reason in problems.items():
+        if reason == errno.EADDRINUSE:
+            text = "is in use by another program (`ss -ltnp` says by which): stop that, or choose another port"
+            yield Finding("error", f"wire.{name}: {getattr(config.wire, name)} {text}")
+        elif reason is not None:
+            yield Finding("error", f"wire.{name}: {getattr(config.wire, name)} cannot be bound: {os.strerror(reason)}")
+
+
+def _why_not_bindable(endpoint: str) -> int | None:
+    """The error number that binding gives, None when it works."""
+    scheme, _, rest = endpoint.partition("://")
+    if scheme == "ipc":
+        return _why_no_socket_file(Path(rest))
+    host, _, port = rest.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As ZeroMQ binds: connections of the daemon before may still be closing.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+            probe.listen()
+        except OSError as error:
+            return error.errno or errno.EIO
+    return None
+
+
+def _why_no_socket_file(path: Path) -> int | None:
+    if not path.parent.is_dir():
+        return errno.ENOENT
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return errno.EACCES
+    if not path.exists():
+        return None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return None  # left by a daemon that is gone; ZeroMQ replaces it
+    return errno.EADDRINUSE
+
+
+# ---------------------------------------------------------------- cameras
+
+
+def _cameras(config: Config, ready: dict[str, ReadyRecipe], open_cameras: bool) -> Iterator[Finding]:
+    for name, settings in config.cameras.items():
+        wanted = ready[name].recipe.manifest.view.frame_size if name in ready else None
+        declared = settings.size if isinstance(settings, SimulatedConfig) else wanted
+        problem = _wrong_size(name, declared, wanted) or _camera_problem(name, settings, wanted, open_cameras)
+        if problem:
+            yield Finding("error", problem)
+
+
+def _camera_problem(name: str, settings: CameraConfig, wanted: tuple[int, int] | None, look: bool) -> str | None:
+    """What keeps the camera from working. Folders and simulations are always opened: nobody minds."""
+    if isinstance(settings, FolderConfig):
+        settings = settings.model_copy(update={"preload": False})
+    camera = make_camera(name, settings, time.monotonic_ns)
+    if not look and not isinstance(settings, FolderConfig | SimulatedConfig):
+        return None
+    try:
+        camera.open()
+        return _picture_problem(camera, wanted) if look else None
+    except EdgeError as error:
+        return f"cameras.{name}: {error}"
+    finally:
+        camera.close()
+
+
+def _picture_problem(camera: Camera, wanted: tuple[int, int] | None) -> str | None:
+    camera.trigger()
+    frame = camera.grab(_PICTURE_TIMEOUT_NS)
+    if frame is None:
+        return f"cameras.{camera.name}: is open, but no picture came within 5 s: check trigger, light and cable"
+    height, width = frame.pixels.shape[:2]
+    return _wrong_size(camera.name, (width, height), wanted)
+
+
+def _wrong_size(name: str, found: tuple[int, int] | None, wanted: tuple[int, int] | None) -> str | None:
+    if found is None or wanted is None or found == wanted:
+        return None
+    return (
+        f"cameras.{name}: gives pictures of {found[0]}x{found[1]} px and its recipe judges {wanted[0]}x{wanted[1]} px: "
+        "every part would fail; set the size of the camera, or build a recipe from pictures of this one"
+    )
+
+
+# ---------------------------------------------------------------- worth knowing
+
+
+def _hints(config: Config, ready: dict[str, ReadyRecipe]) -> Iterator[Finding]:
+    used = {view.camera for _, view in _views(config)}
+    for name in config.cameras.keys() - used:
+        yield Finding("hint", f"cameras.{name}: belongs to no station and will not be opened")
+    for station, view in _views(config):
+        kind = config.cameras[view.camera].kind
+        if config.stations[station].mode == "production" and kind in ("simulated", "folder"):
+            text = f"stations.{station}: judges pictures of a {kind} camera; its results say so and release no part"
+            yield Finding("hint", text)
+        if view.camera in ready and ready[view.camera].recipe.manifest.provisional:
+            text = f"stations.{station}: recipe {view.recipe} is provisional: its threshold rests on too few pictures"
+            yield Finding("hint", text)
+    threads, cores = config.engine.intra_op_threads, physical_cores()
+    if threads > cores:
+        yield Finding("hint", f"engine.intra_op_threads: {threads} threads on {cores} cores take turns; 0 is faster")

@@ -1,0 +1,317 @@
+"""`edge-daemon`: runs the daemon, and tells beforehand what would keep it from running.
+
+Nothing here imports a library that computes before the sizes of its thread pools are set: commands
+import what they need when they run.
+"""
+
+import argparse
+import io
+import json
+import os
+import sys
+import tomllib
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_daemon import __version__
+from edge_daemon.errors import ConfigError, EdgeError
+from edge_daemon.threads import set_thread_environment
+
+# As in sysexits.h: systemd restarts after a failure, but not after these (RestartPreventExitStatus).
+EXIT_CONFIG = 78
+EXIT_DEFECT = 70
+EXIT_INTERRUPTED = 130
+
+if TYPE_CHECKING:
+    from edge_daemon.artefact.store import Store
+
+_DEFAULT_CONFIG = "/etc/edge-daemon/edge.toml"
+
+_DESCRIPTION = """\
+Visual inspection for a production line: judges parts against a memory of good ones.
+An inspection system, not a safety function."""
+
+_EXAMPLES = """\
+examples:
+  edge-daemon check --config edge.toml              is everything in place?
+  edge-daemon store import bottle.recipe --config edge.toml
+  edge-daemon recipes --config edge.toml            what would each station run?
+  edge-daemon run --config edge.toml                judge parts until SIGTERM
+  edge-daemon schema config > edge.schema.json      for an editor that completes keys
+"""
+
+_CHECK_HELP = """\
+Looks at everything that would keep this PC from judging parts, and says all of it at once:
+the configuration, the provider, every recipe with its golden samples, folders, endpoints, cameras.
+Changes nothing. Exit status 0 when the daemon could start, 1 when not."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Returns the exit status: 0, 1 for a refusal, 2 for wrong usage, 70, 78 or 130."""
+    arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no ✗ must not end a check
+    set_thread_environment(_search_threads(getattr(arguments, "config", None)))
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except ConfigError as error:
+        _say(_problems(arguments.config, error))
+        return EXIT_CONFIG
+    except EdgeError as error:
+        _say(f"edge-daemon: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has had enough; what is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        _say(f"edge-daemon: this is a defect of the program, please report it with the lines above: {error!r}")
+        return EXIT_DEFECT
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edge-daemon",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"edge-daemon {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run the daemon until SIGTERM or Ctrl-C", allow_abbrev=False)
+    _add_config(run)
+    run.set_defaults(run=_run)
+
+    check = commands.add_parser(
+        "check",
+        help="say everything that is wrong, at once",
+        description=_CHECK_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_config(check)
+    _add_json(check)
+    check.add_argument(
+        "--open-cameras", action="store_true", help="also take a picture with every camera; not while the daemon runs"
+    )
+    check.set_defaults(run=_check)
+
+    schema = commands.add_parser("schema", help="JSON Schema of configuration and messages", allow_abbrev=False)
+    schema.add_argument("name", nargs="?", help="config, result, image, …; all of them in one object when left out")
+    schema.add_argument("--markdown", action="store_true", help="the configuration as a page for people")
+    schema.set_defaults(run=_schema)
+
+    recipes = commands.add_parser("recipes", help="which recipe each station would run", allow_abbrev=False)
+    _add_config(recipes)
+    _add_json(recipes)
+    recipes.set_defaults(run=_recipes)
+
+    _add_store(commands.add_parser("store", help="import and list recipes", allow_abbrev=False))
+    return parser
+
+
+def _add_store(store: argparse.ArgumentParser) -> None:
+    actions = store.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add = actions.add_parser("import", help="verify recipes and keep them in the store", allow_abbrev=False)
+    add.add_argument("recipe", nargs="+", type=Path, help=".recipe file or recipe folder")
+    add.set_defaults(run=_store_import)
+    show = actions.add_parser("list", help="all recipes of the store, the newest of each name last", allow_abbrev=False)
+    show.set_defaults(run=_store_list)
+    for parser in (add, show):
+        _add_config(parser)
+        parser.add_argument("--store", type=Path, metavar="DIR", help="this store, whatever the configuration says")
+        _add_json(parser)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=Path(os.environ.get("EDGE_CONFIG", _DEFAULT_CONFIG)),
+        help=f"the configuration; default: $EDGE_CONFIG, else {_DEFAULT_CONFIG}",
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output instead of text")
+
+
+def _search_threads(path: Path | None) -> int:
+    """engine.search_threads as far as it can be had before anything is checked; 0 for automatic.
+
+    The matrix products of the search take their threads from the environment, once, when numpy is first
+    imported; checking the configuration comes later.
+    """
+    value: object = os.environ.get("EDGE_ENGINE__SEARCH_THREADS")
+    if value is None and path is not None:
+        try:
+            value = tomllib.loads(path.read_text("utf-8"))["engine"]["search_threads"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return 0
+    try:
+        return min(max(int(str(value)), 0), 256)
+    except ValueError:
+        return 0
+
+
+# ---------------------------------------------------------------- commands
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from edge_daemon.app import run
+    from edge_daemon.config import load_config
+
+    return run(load_config(arguments.config))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from edge_daemon.check import check
+
+    report = check(arguments.config, open_cameras=arguments.open_cameras)
+    if arguments.json:
+        _print_json({"config": str(arguments.config), "ok": report.ok} | asdict(report))
+        return 0 if report.ok else 1
+    for finding in report.findings:
+        print(f"{'✗' if finding.level == 'error' else '·'} {finding.text}")
+    for recipe in report.recipes:
+        print(
+            f"✓ stations.{recipe.station}: {recipe.camera} is judged by {recipe.name} {recipe.version} "
+            f"({recipe.digest[:12]}) on {recipe.provider}; OK up to {recipe.threshold:.4g}"
+        )
+    errors = sum(finding.level == "error" for finding in report.findings)
+    print(f"{arguments.config}: {_many(errors, 'problem')}" if errors else f"{arguments.config}: the daemon can start")
+    return 0 if report.ok else 1
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from edge_daemon.config_reference import config_schema, configuration_page
+    from edge_daemon.wire.schema import message_schemas
+
+    if arguments.markdown:
+        if arguments.name not in (None, "config"):
+            raise EdgeError("only the configuration is also a page: edge-daemon schema config --markdown")
+        print(configuration_page(), end="")
+        return 0
+    schemas = {"config": config_schema()} | message_schemas()
+    if arguments.name is None:
+        _print_json(schemas)
+    elif arguments.name in schemas:
+        _print_json(schemas[arguments.name])
+    else:
+        raise EdgeError(f"there is no schema {arguments.name!r}; schemas: {', '.join(schemas)}")
+    return 0
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from edge_daemon.artefact.recipe import load_recipe
+    from edge_daemon.artefact.store import Store
+    from edge_daemon.config import load_config
+
+    config = load_config(arguments.config)
+    store = Store(config.store_path)
+    rows = []
+    for station, settings in config.stations.items():
+        for view in settings.views:
+            path = view.recipe_path or store.resolve(view.recipe).path
+            manifest = load_recipe(path, store.backbone).manifest
+            rows.append(
+                {
+                    "station": station,
+                    "camera": view.camera,
+                    "name": manifest.name,
+                    "version": manifest.version,
+                    "digest": manifest.self_sha256,
+                    "threshold": manifest.thresholds.lower,
+                    "provisional": manifest.provisional,
+                    "path": str(path),
+                }
+            )
+    _print_rows(rows, arguments.json, ("station", "camera", "name", "version", "digest", "threshold"))
+    return 0
+
+
+def _store_import(arguments: argparse.Namespace) -> int:
+    store = _store(arguments)
+    rows = []
+    for recipe in arguments.recipe:
+        stored = store.add(recipe)
+        rows.append(asdict(stored) | {"path": str(stored.path)})
+        if not arguments.json:
+            print(f"{recipe}: kept as {stored.name} {stored.version} ({stored.digest[:12]})")
+    if arguments.json:
+        _print_json(rows)
+    return 0
+
+
+def _store_list(arguments: argparse.Namespace) -> int:
+    store = _store(arguments)
+    rows = [asdict(recipe) | {"path": str(recipe.path)} for recipe in store.list()]
+    _print_rows(rows, arguments.json, ("name", "version", "digest", "created_utc", "provisional"))
+    damaged = store.damaged()
+    for problem in damaged:
+        _say(f"edge-daemon: {problem}")
+    return 1 if damaged else 0
+
+
+def _store(arguments: argparse.Namespace) -> "Store":
+    from edge_daemon.artefact.store import Store
+    from edge_daemon.config import load_config
+
+    if arguments.store is not None:
+        return Store(arguments.store.absolute())
+    return Store(load_config(arguments.config, recipes_must_exist=False).store_path)
+
+
+# ---------------------------------------------------------------- telling
+
+
+def _problems(path: Path, error: ConfigError) -> str:
+    lines = [f"{path}: {_many(len(error.problems), 'problem')}", *(f"✗ {problem}" for problem in error.problems)]
+    return "\n".join(lines)
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def _print_rows(rows: list[dict[str, object]], as_json: bool, columns: Sequence[str]) -> None:
+    """Rows as JSON, or as a table whose digests are cut to the twelve digits that other commands take."""
+    if as_json:
+        _print_json(rows)
+        return
+    shown = [[_cell(column, row[column]) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in [list(columns), *shown]) for i in range(len(columns))]
+    for line in [list(columns), *shown]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(column: str, value: object) -> str:
+    if column == "digest":
+        return str(value)[:12]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
