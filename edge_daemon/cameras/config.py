@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from edge_daemon.simulation.names import LARGEST_SIDE_PX, SMALLEST_SIDE_PX, DefectKind, Product
+from edge_daemon.simulation.names import LARGEST_RATIO, LARGEST_SIDE_PX, SMALLEST_SIDE_PX, DefectKind, Product
 
 
 def _no_bool(value: object) -> object:
@@ -75,13 +75,19 @@ class SimulatedConfig(CameraTable):
     first_index: PartIndex = 0
     """Index of the first part. Part i comes in frame i + 1."""
     size: tuple[Side, Side] = (512, 512)
-    """Width and height of the pictures, in pixels."""
+    """Width and height of the pictures, in pixels; the longer side at most four times the shorter."""
     rate_hz: Rate = 0.0
     """Frames a second when it runs free; 0 for as fast as they are asked for. Without effect on triggers."""
     exposure_ms: Annotated[Number, Field(ge=0, le=10_000)] = 0.0
     """Time from trigger to complete frame, in milliseconds; the time that rendering takes comes on top."""
     faults: Annotated[tuple[Fault, ...], Field(max_length=10_000)] = ()
     """Scripted faults, to see what the line does: `[{ frame = 7, action = "drop" }]`."""
+
+    @model_validator(mode="after")
+    def _size_can_be_rendered(self) -> Self:
+        if max(self.size) > LARGEST_RATIO * min(self.size):
+            raise ValueError(f"the longer side of size may be {LARGEST_RATIO} times the shorter, not more")
+        return self
 
 
 class FolderConfig(CameraTable):

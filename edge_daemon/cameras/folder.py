@@ -147,7 +147,7 @@ class FolderCamera:
 
     def _require_folder(self) -> None:
         # Path.is_dir raises where a share went stale; to us it is gone all the same.
-        if not os.path.isdir(self._config.path):  # noqa: PTH112
+        if not os.path.isdir(self._config.path):
             raise CameraError(
                 f"camera {self._name}: the folder {self._config.path} is gone; check that the drive or share is there"
             )

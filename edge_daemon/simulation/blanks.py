@@ -498,9 +498,6 @@ _TOWS = 26
 
 def _weave(side: int) -> Blank:
     lit, dark = _twill(side, gap=False), _twill(side, gap=True)
-    body = np.zeros((side, side), np.bool_)
-    rim = round(0.12 * side)
-    body[rim:-rim, rim:-rim] = True
     # A tow may be missing for a stretch of 3 crossings; some places are enough.
     pitch = 1.0 / _TOWS
     spots = [(-6.5, -4.0), (4.5, -6.0), (-2.5, 5.0), (6.5, 3.0), (0.5, 0.0), (-7.5, 2.0)]
@@ -508,7 +505,7 @@ def _weave(side: int) -> Blank:
         pixels=lit,
         bare=dark,
         alpha=np.full((side, side), 255, np.uint8),
-        body=body,
+        body=np.ones((side, side), np.bool_),
         edge=np.empty((0, 2), np.int32),
         features=tuple(_around(tx * pitch, ty * pitch, pitch * 0.5, pitch * 1.5, side) for tx, ty in spots),
         extent_px=1.0 * side,
@@ -516,7 +513,7 @@ def _weave(side: int) -> Blank:
         grain_at=None,
         grain_gain=np.ones((side, side), np.float32),
         rest=np.zeros((side * 2, side * 2, 3), np.uint8),
-        scratched=(150, 152, 156),
+        scratched=(206, 208, 214),
         turn_deg=0.6,
         shift=0.004,
         fills=True,

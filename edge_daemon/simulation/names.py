@@ -9,6 +9,7 @@ PRODUCTS: tuple[Product, ...] = ("flange", "cap", "board", "weave")
 # Pictures are rendered from this to this length of a side.
 SMALLEST_SIDE_PX = 64
 LARGEST_SIDE_PX = 4096
+LARGEST_RATIO = 4
 
 
 class DefectKind(StrEnum):

@@ -1,7 +1,7 @@
 """From product, seed and index to a picture: the same three always give the same pixels."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
@@ -9,15 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_daemon.errors import ConfigError
-from edge_daemon.simulation.blanks import Bytes, Floats, make_blank
+from edge_daemon.simulation.blanks import Blank, Bytes, Floats, make_blank
 from edge_daemon.simulation.damage import Canvas, damage
-from edge_daemon.simulation.names import LARGEST_SIDE_PX, SMALLEST_SIDE_PX, DefectKind
+from edge_daemon.simulation.names import LARGEST_RATIO, LARGEST_SIDE_PX, SMALLEST_SIDE_PX, DefectKind
 
 # Streams of random numbers that must not touch: pose and light stay as they are when a defect is added.
 _PART_STREAM, _DEFECT_STREAM = 1, 2
 # How far cuts of the noise picture may be apart; enough that no two parts in a row share one.
 _NOISE_SPARE_PX = 192
 _SENSOR_NOISE_LEVELS = 1.8
+# How far a defect reaches from its middle, and the pose shifts it, as a share of the part.
+_WIDEST_REACH = 0.085
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +42,17 @@ class Scene:
     """
 
     def __init__(self, product: str, size: tuple[int, int] = (512, 512)) -> None:
-        """size: width and height in pixels, each 64 to 4096. Raises ConfigError."""
+        """size: width and height in pixels, each 64 to 4096, up to 4 to 1. Raises ConfigError."""
         if not all(SMALLEST_SIDE_PX <= length <= LARGEST_SIDE_PX for length in size):
             raise ConfigError(
                 [f"simulated size is {size[0]}x{size[1]}; sides from {SMALLEST_SIDE_PX} to {LARGEST_SIDE_PX} px work"]
             )
         self.product = product
         self.size = size
+        if max(size) > LARGEST_RATIO * min(size):
+            raise ConfigError([f"simulated size is {size[0]}x{size[1]}; sides up to {LARGEST_RATIO} to 1 work"])
         fills = make_blank(product, SMALLEST_SIDE_PX).fills
-        self._blank = make_blank(product, max(size) if fills else min(size))
+        self._blank = _cut_to(make_blank(product, max(size)), size) if fills else make_blank(product, min(size))
         self.part_extent_px = self._blank.extent_px
         self._light = _light_field(size)
         self._noise = _sensor_noise(size)
@@ -65,7 +69,7 @@ class Scene:
         frame = self._placed(canvas, pose, draw)
         mask = np.zeros((self.size[1], self.size[0]), np.bool_)
         if defect is not None:
-            mask = np.asarray(cv2.warpAffine(canvas.mask, pose, self.size) > 127, np.bool_)
+            mask = np.asarray(cv2.warpAffine(canvas.mask, pose, self.size) > 80, np.bool_)
         pixels = self._exposed(frame, draw)
         pixels.flags.writeable = False
         return SimulatedPart(pixels, None if defect is None else str(defect), mask)
@@ -126,6 +130,16 @@ def render(
 @lru_cache(maxsize=4)
 def _scene(product: str, size: tuple[int, int]) -> Scene:
     return Scene(product, size)
+
+
+def _cut_to(blank: Blank, size: tuple[int, int]) -> Blank:
+    """A part that fills the frame, with defects only where the frame shows them whole."""
+    side, rim = blank.body.shape[0], round(_WIDEST_REACH * blank.extent_px)
+    top, left = (side - size[1]) // 2 + rim, (side - size[0]) // 2 + rim
+    shown = np.zeros_like(blank.body)
+    shown[top : side - top, left : side - left] = True
+    features = tuple(f for f in blank.features if shown[f.y + f.h // 2, f.x + f.w // 2])
+    return replace(blank, body=shown, features=features)
 
 
 def _light_field(size: tuple[int, int]) -> Floats:
