@@ -123,7 +123,7 @@ def _crop(layer: Floats, x: int, y: int, reach: int, side: int) -> Floats:
 
 
 def _scratch(canvas: Canvas, blank: Blank, draw: np.random.Generator) -> None:
-    side, length = blank.body.shape[0], draw.uniform(0.09, 0.145) * blank.extent_px
+    side, length = blank.body.shape[0], draw.uniform(0.08, 0.13) * blank.extent_px
     reach = int(length / 2) + 4
     x, y = _spot(blank, draw, reach)
     turn, bow = draw.uniform(0, np.pi), draw.normal() * 0.06 * length

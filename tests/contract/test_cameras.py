@@ -143,11 +143,16 @@ def bench(request: pytest.FixtureRequest, folder: Path, video: Path) -> Iterator
     made.camera.close()
 
 
+def asks(camera: Camera) -> list[Callable[[], object]]:
+    """Everything that an open camera can be asked."""
+    return [camera.trigger, lambda: camera.grab(MS)]
+
+
 # --- every camera --------------------------------------------------------------------------------
 
 
 def test_constructing_a_camera_starts_nothing_and_a_closed_one_says_so(bench: Bench) -> None:
-    for ask in (bench.camera.trigger, lambda: bench.camera.grab(MS)):
+    for ask in asks(bench.camera):
         with pytest.raises(CameraError, match="top"):
             ask()
 
@@ -165,7 +170,7 @@ def test_after_close_neither_trigger_nor_grab_works(bench: Bench) -> None:
     bench.camera.open()
     bench.camera.trigger()
     bench.camera.close()
-    for ask in (bench.camera.trigger, lambda: bench.camera.grab(MS)):
+    for ask in asks(bench.camera):
         with pytest.raises(CameraError, match="closed"):
             ask()
 
