@@ -57,7 +57,7 @@ _FONT = re.compile(r"font: ([^;\"]*?)(\d[\d.]*px) [^;\"]*")
 def roc_plot(evaluated: Evaluated, figures: dict[str, Any]) -> str:
     """ROC of pictures and pixels and the per-region overlap, with the recipe's own point."""
     with _styled():
-        figure, axes = _figure(5.2, 4.4)
+        figure, (axes,) = _figure(5.0, 4.2)
         axes.plot([0, 1], [0, 1], color=_LINE, linewidth=1)
         image = roc_curve(evaluated.scores, evaluated.defective)
         for curve, colour, dash, label in (
@@ -83,16 +83,20 @@ def score_plot(evaluated: Evaluated) -> str:
     names = [GOOD, *sorted({j.sample.defect for j in evaluated.judged} - {GOOD})]
     scores, truth = evaluated.scores, evaluated.defective
     low, high = evaluated.thresholds.lower, evaluated.thresholds.upper
+    from matplotlib.ticker import MaxNLocator
+
     with _styled():
-        figure, axes = _figure(7.6, 2.9 + 0.3 * len(names))
-        axes.remove()
-        top, rows = figure.subplots(2, 1, sharex=True, height_ratios=[2.3, 0.3 + 0.3 * len(names)])
-        edges = np.histogram_bin_edges(np.append(scores, [low, high]), 40)
+        per_class = 0.25 + 0.3 * len(names)
+        figure, (top, rows) = _figure(7.4, max(4.0, 2.6 + per_class), rows=2, ratios=(2.6, per_class))
+        rows.sharex(top)
+        edges = np.histogram_bin_edges(np.append(scores, [low, high]), 40).tolist()
         top.hist(scores[~truth], edges, color=_GOOD, alpha=0.75, label="good")
         top.hist(
             scores[truth], edges, color=_DEFECTIVE, alpha=0.6, label="defective", hatch="///", edgecolor=_INK, lw=0
         )
         top.set(ylabel="pictures")
+        top.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        top.tick_params(labelbottom=False)
         top.legend(loc="upper right")
         top.grid(True, axis="y")
         for number, name in enumerate(names):
@@ -112,10 +116,11 @@ def score_plot(evaluated: Evaluated) -> str:
         return _svg(figure, "Image scores by class with the threshold")
 
 
-def patch_plot(patches: PatchSample, bank: NDArray[np.float32], rows: int = 3000) -> str | None:
-    """Patch embeddings on the bank's first two principal components; None without patches.
+def patch_plot(patches: PatchSample, bank: NDArray[np.float32], metric: str, rows: int = 3000) -> str | None:
+    """Patch embeddings: on the bank's first two principal components, and by their distance to the bank.
 
-    bank: (M, D) float32, of which at most `rows` are drawn.
+    bank: (M, D) float32, of which at most `rows` are drawn and fit the components; metric: of the
+    recipe, `euclidean` or `squared_euclidean`. None without patches.
     """
     if not len(patches.good) and not len(patches.defective):
         return None
@@ -124,37 +129,52 @@ def patch_plot(patches: PatchSample, bank: NDArray[np.float32], rows: int = 3000
     values, vectors = np.linalg.eigh((chosen - centre).T @ (chosen - centre))
     share = values[::-1][:2] / max(float(values.sum()), np.finfo(float).tiny)
     plane = vectors[:, ::-1][:, :2]
+    groups = (
+        (patches.good, _GOOD, "o", "test, good parts"),
+        (patches.defective, _DEFECTIVE, "D", "test, marked as defective"),
+    )
     with _styled():
-        figure, axes = _figure(6.4, 5.0)
-        for points, colour, marker, size, alpha, label in (
-            (chosen, _BANK, "s", 7, 0.5, "memory bank"),
-            (patches.good, _GOOD, "o", 7, 0.5, "test, good parts"),
-            (patches.defective, _DEFECTIVE, "D", 9, 0.65, "test, marked as defective"),
-        ):
+        figure, (left, right) = _figure(11.6, 4.4, columns=2)
+        for points, colour, marker, label in ((chosen, _BANK, "s", "memory bank"), *groups):
             if len(points):
-                flat = (points - centre) @ plane
-                axes.scatter(
-                    flat[:, 0],
-                    flat[:, 1],
-                    s=size,
-                    c=colour,
-                    marker=marker,
-                    alpha=alpha,
-                    linewidths=0,
-                    label=label,
-                    rasterized=True,
+                x, y = (
+                    ((points - centre) @ plane).T[:2] if plane.shape[1] > 1 else ((points - centre) @ plane).T[[0, 0]]
                 )
-        axes.set(
+                left.scatter(x, y, s=6, c=colour, marker=marker, alpha=0.5, linewidths=0, label=label, rasterized=True)
+        left.set(
             xlabel=f"first component ({share[0]:.0%} of the bank's variance)",
-            ylabel=f"second component ({share[1]:.0%})" if len(share) > 1 else "",
+            ylabel=f"second component ({share[-1]:.0%})",
+            xticks=[],
+            yticks=[],
         )
-        axes.set_xticks([])
-        axes.set_yticks([])
-        legend = axes.legend(loc="best", markerscale=2)
-        for handle in legend.legend_handles:
+        handles = left.legend(loc="upper left", bbox_to_anchor=(0, 1.14), ncols=3, markerscale=2.4).legend_handles
+        for handle in handles:
             if handle is not None:
                 handle.set_alpha(1)
-        return _svg(figure, "Patch embeddings on two principal components")
+        distances = [_nearest_distance(points, bank, metric) for points, *_ in groups]
+        edges = np.histogram_bin_edges(np.concatenate(distances), 60).tolist()
+        for distance, (points, colour, _, label) in zip(distances, groups, strict=True):
+            if len(points):
+                weights = np.full(len(distance), 1 / len(distance))
+                right.hist(distance, edges, weights=weights, color=colour, alpha=0.65, label=label)
+        right.set(xlabel="distance to the nearest row of the bank (raw units)", ylabel="share of patches")
+        right.yaxis.set_major_formatter(_percent)
+        right.grid(True, axis="y")
+        return _svg(figure, "Patch embeddings on two principal components, and their distances to the bank")
+
+
+def _nearest_distance(points: NDArray[np.float32], bank: NDArray[np.float32], metric: str) -> NDArray[np.float64]:
+    """Distance of each point to its nearest bank row, good enough to plot: (N,) float64."""
+    if not len(points):
+        return np.empty(0)
+    centre = bank.mean(axis=0)  # small numbers lose less in ‖x‖² + ‖y‖² − 2x·y
+    moved, rows = points - centre, bank - centre
+    norms = np.einsum("md,md->m", rows, rows)
+    nearest = [(norms - 2 * moved[start : start + 256] @ rows.T).min(axis=1) for start in range(0, len(moved), 256)]
+    squared: NDArray[np.float64] = np.maximum(np.concatenate(nearest) + np.einsum("nd,nd->n", moved, moved), 0).astype(
+        np.float64
+    )
+    return squared if metric == "squared_euclidean" else np.asarray(np.sqrt(squared))
 
 
 def _styled() -> AbstractContextManager[None]:
@@ -163,12 +183,15 @@ def _styled() -> AbstractContextManager[None]:
     return mpl.rc_context(_STYLE)
 
 
-def _figure(width_in: float, height_in: float) -> "tuple[Figure, Axes]":
+def _figure(
+    width_in: float, height_in: float, rows: int = 1, columns: int = 1, ratios: tuple[float, ...] | None = None
+) -> "tuple[Figure, list[Axes]]":
     """A figure of its own, not one of pyplot's: nothing to close, no global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width_in, height_in), layout="constrained", dpi=150)
-    return figure, figure.subplots()
+    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
+    return figure, list(axes.ravel())
 
 
 def _percent(value: float, _position: float) -> str:

@@ -87,7 +87,7 @@ def render(evaluated: Evaluated, figures: dict[str, Any], manifest: Manifest, ba
     import jinja2
     from markupsafe import Markup
 
-    from export.plots import patch_plot, roc_plot, score_plot
+    from export.plots import roc_plot, score_plot
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("export"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -96,7 +96,7 @@ def render(evaluated: Evaluated, figures: dict[str, Any], manifest: Manifest, ba
     groups = [row["class"] for row in figures["classes"]]
     order = worst_first(evaluated)
     both_classes = figures["image_auroc"] is not None
-    patches = patch_plot(evaluated.patches, bank) if evaluated.patches is not None else None
+    patches = _patch_plot(evaluated, manifest, bank)
     return environment.get_template("report.html.j2").render(
         figures=figures,
         manifest=manifest,
@@ -113,6 +113,12 @@ def render(evaluated: Evaluated, figures: dict[str, Any], manifest: Manifest, ba
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
     )
+
+
+def _patch_plot(evaluated: Evaluated, manifest: Manifest, bank: NDArray[np.float32]) -> str | None:
+    from export.plots import patch_plot
+
+    return None if evaluated.patches is None else patch_plot(evaluated.patches, bank, manifest.parameters.metric)
 
 
 def worst_first(evaluated: Evaluated) -> list[int]:

@@ -88,7 +88,7 @@ def overlay(
     if anomaly_map is not None:
         frame = covers or Region(0, 0, pixels.shape[1], pixels.shape[0])
         _blend_heat(picture, anomaly_map, pixel_threshold, _scaled(frame, scale, picture.shape))
-    stroke = max(1, round(max(picture.shape[:2]) / 300))
+    stroke = _stroke(picture)
     for box in boxes:
         place = _scaled(Region(box.x, box.y, box.w, box.h), scale, picture.shape)
         corners = (place.x, place.y), (place.x + place.w - 1, place.y + place.h - 1)
@@ -108,7 +108,7 @@ def outlined(pixels: NDArray[np.uint8], marked: NDArray[np.bool_], max_side_px: 
     cover = cv2.resize(marked.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     inside = (cover >= 0.5) if (cover >= 0.5).any() else (cover > 0)
     contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    stroke = max(1, round(max(size) / 300))
+    stroke = _stroke(picture)
     cv2.drawContours(picture, contours, -1, _OUTLINE, stroke + 2, cv2.LINE_AA)
     cv2.drawContours(picture, contours, -1, _TRUTH_COLOUR, stroke, cv2.LINE_AA)
     return picture
@@ -168,13 +168,18 @@ def _blend_heat(
 ) -> None:
     target = picture[place.y : place.y + place.h, place.x : place.x + place.w]
     level = cv2.resize(_level(anomaly_map, pixel_threshold), (place.w, place.h), interpolation=cv2.INTER_LINEAR)
-    alpha = np.clip((np.arange(256) / 128 - _VISIBLE_FROM) / (1 - _VISIBLE_FROM), 0, 1) * _OPAQUE
+    alpha = np.clip((np.arange(256) / 128 - _VISIBLE_FROM) / (1 - _VISIBLE_FROM), 0, 1) ** 2 * _OPAQUE
     strength = alpha.astype(np.float32)[level][:, :, None]
     target[:] = (target * (1 - strength) + _inferno()[level] * strength + 0.5).astype(np.uint8)
     contours, _ = cv2.findContours((level >= 128).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     view = np.ascontiguousarray(target)
     cv2.drawContours(view, contours, -1, (255, 255, 255), 1, cv2.LINE_AA)
     target[:] = view
+
+
+def _stroke(picture: NDArray[np.uint8]) -> int:
+    """Width of lines that can still be seen when the picture is shown at half its size."""
+    return int(max(1, round(max(picture.shape[:2]) / 180)))
 
 
 def _shrunk(pixels: NDArray[np.uint8], max_side_px: int | None) -> tuple[NDArray[np.uint8], tuple[float, float]]:
