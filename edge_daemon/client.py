@@ -1,0 +1,357 @@
+"""What an MES, a gateway or a script needs: read inspections, ask for one, give commands. Copy from it freely.
+
+    from edge_daemon.client import Subscriber
+
+    with Subscriber("tcp://127.0.0.1:5561", station="st1") as results:
+        for inspection in results:
+            store(inspection)
+            if results.gaps:
+                ask_for_replay(results.gaps.popleft())
+
+It needs pyzmq, pydantic and `edge_daemon.wire`, nothing else of the daemon. None of it is thread-safe: one object,
+one thread.
+"""
+
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import zmq
+
+from edge_daemon.errors import EdgeError, WireError
+from edge_daemon.wire.codec import (
+    RESULT_TOPIC,
+    decode_control_reply,
+    decode_inspection,
+    decode_job,
+    decode_trigger_reply,
+    encode_request,
+    topic,
+)
+from edge_daemon.wire.messages import (
+    ControlRequest,
+    Inspection,
+    JobState,
+    Mode,
+    TriggerReply,
+    TriggerRequest,
+)
+
+RESULTS: Final = "tcp://127.0.0.1:5561"
+IMAGES: Final = "tcp://127.0.0.1:5562"
+STATUS: Final = "tcp://127.0.0.1:5563"
+TRIGGERS: Final = "tcp://127.0.0.1:5564"
+CONTROL: Final = "tcp://127.0.0.1:5565"
+
+_MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+_GAPS_KEPT: Final = 10_000
+
+
+class NoAnswerError(EdgeError):
+    """The daemon did not answer in time. Whether it acted is unknown: ask again with the same request id."""
+
+
+class RefusedError(EdgeError):
+    """The daemon refused a command. `code` is for programs, the text for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message or code)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Results that went out and did not arrive here, `first` to `last`: ask for their replay."""
+
+    station: str
+    boot: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class BootChange:
+    """The daemon started anew. Results of `old_boot` after `last_seq` may exist: its status names the last one."""
+
+    station: str
+    old_boot: int
+    last_seq: int
+    new_boot: int
+
+
+def connect(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str, *, high_water_mark: int = 10_000
+) -> zmq.Socket[bytes]:
+    """A connected socket that notices a dead peer within seconds. Raises EdgeError for what is no endpoint."""
+    socket = context.socket(kind)
+    try:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, high_water_mark)
+        socket.setsockopt(zmq.RCVHWM, high_water_mark)
+        socket.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
+        socket.setsockopt(zmq.HEARTBEAT_TTL, 3000)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        if kind == zmq.DEALER:
+            # Known to the daemon by this name also after a reconnect, so that a repeated request is recognised.
+            socket.setsockopt(zmq.ROUTING_ID, uuid.uuid4().bytes.hex().encode())
+        socket.connect(endpoint)
+    except zmq.ZMQError as exc:
+        socket.close(0)
+        raise EdgeError(f"{endpoint!r} is no endpoint: {exc}; one looks like tcp://127.0.0.1:5561") from exc
+    return socket
+
+
+class Subscriber:
+    """Inspections as they are published, in order, each once.
+
+    endpoint: results socket of the daemon; station: one station, or None for all
+    timeout_s: a loop over this object ends when nothing came for so long; None never ends
+    since:    where an earlier run stopped, (boot, seq) by station; without it the first result of each station
+              starts the count, and what came before is not missed
+    on_gap:   called with each Gap, besides `gaps`
+
+    `gaps` and `boots` hold what was noticed, oldest first (at most 10,000 each); `received`, `missed`, `repeated`
+    and `malformed` count. The first messages after connecting are lost by design of publish and subscribe; a
+    reader that needs every record starts from a stored position and asks for replay.
+    """
+
+    def __init__(
+        self,
+        endpoint: str = RESULTS,
+        station: str | None = None,
+        *,
+        timeout_s: float | None = None,
+        since: dict[str, tuple[int, int]] | None = None,
+        on_gap: Callable[[Gap], None] | None = None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._topic = f"{RESULT_TOPIC}/".encode() if station is None else topic(RESULT_TOPIC, station)
+        self._position = dict(since or {})
+        self._boot_ids: dict[str, str] = {}
+        self._timeout_s = timeout_s
+        self._on_gap = on_gap
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._socket: zmq.Socket[bytes] | None = None
+        self.gaps: deque[Gap] = deque(maxlen=_GAPS_KEPT)
+        self.boots: deque[BootChange] = deque(maxlen=_GAPS_KEPT)
+        self.received = 0
+        self.missed = 0
+        self.repeated = 0
+        self.malformed = 0
+
+    def open(self) -> None:
+        """Connects and subscribes; a daemon that is not there yet is waited for in the background."""
+        self.close()
+        self._context = zmq.Context()
+        try:
+            self._socket = connect(self._context, zmq.SUB, self._endpoint)
+        except EdgeError:
+            self.close()
+            raise
+        self._socket.setsockopt(zmq.SUBSCRIBE, self._topic)
+
+    def close(self) -> None:
+        """May be called twice."""
+        if self._socket is not None:
+            self._socket.close(0)
+            self._socket = None
+        if self._context is not None:
+            self._context.term()
+            self._context = None
+
+    def __enter__(self) -> "Subscriber":
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Inspection]:
+        """Until nothing came for `timeout_s`; iterating again goes on where it ended."""
+        while (inspection := self.receive(self._timeout_s)) is not None:
+            yield inspection
+
+    def receive(self, timeout_s: float | None = None) -> Inspection | None:
+        """The next inspection, or None when none came within the timeout (None waits for ever)."""
+        if self._socket is None:
+            raise EdgeError("the subscriber is not open; use `with Subscriber(...) as results:`")
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_ms = None if deadline is None else max(0, round((deadline - time.monotonic()) * 1000))
+            if not self._socket.poll(left_ms):
+                return None
+            try:
+                inspection = decode_inspection(self._socket.recv_multipart())
+            except WireError:
+                self.malformed += 1  # nothing to act upon; its number shows up as a gap
+                continue
+            if self._follows(inspection):
+                self.received += 1
+                return inspection
+
+    def _follows(self, inspection: Inspection) -> bool:
+        """Keeps the position, notices what is missing; False for a record that was here before."""
+        station, boot, seq = inspection.station, inspection.boot, inspection.seq
+        last_boot, last_seq = self._position.get(station, (boot, seq - 1))
+        known_id = self._boot_ids.get(station, inspection.boot_id)
+        same_boot = boot == last_boot and inspection.boot_id == known_id
+        if same_boot and seq <= last_seq:
+            self.repeated += 1
+            return False
+        # Also a lower number is a new boot: the PC was set up anew, and its records must not pass for old ones.
+        if not same_boot:
+            self.boots.append(BootChange(station, last_boot, last_seq, boot))
+            last_seq = 0
+        if seq > last_seq + 1:
+            gap = Gap(station, boot, last_seq + 1, seq - 1)
+            self.missed += seq - last_seq - 1
+            self.gaps.append(gap)
+            if self._on_gap is not None:
+                self._on_gap(gap)
+        self._position[station] = (boot, seq)
+        self._boot_ids[station] = inspection.boot_id
+        return True
+
+    @property
+    def position(self) -> dict[str, tuple[int, int]]:
+        """(boot, seq) of the last inspection by station: store it with the records, give it as `since` later."""
+        return dict(self._position)
+
+
+class _Asker:
+    """One request, one answer, over a DEALER socket; late answers of earlier requests are passed over."""
+
+    def __init__(self, endpoint: str, timeout_s: float) -> None:
+        self._endpoint = endpoint
+        self._timeout_s = timeout_s
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self._socket = connect(self._context, zmq.DEALER, endpoint)
+        except EdgeError:
+            self._context.term()
+            raise
+
+    def close(self) -> None:
+        """May be called twice."""
+        self._socket.close(0)
+        self._context.term()
+
+    def _ask(self, body: bytes, timeout_s: float | None) -> Iterator[bytes]:
+        """Every answer that arrives until the timeout, then NoAnswerError."""
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
+        self._socket.send_multipart([b"", body])
+        while self._socket.poll(max(0, round((deadline - time.monotonic()) * 1000))):
+            yield self._socket.recv_multipart()[-1]
+        raise NoAnswerError(
+            f"{self._endpoint} did not answer within {timeout_s:g} s; is the daemon running, and is this its address?"
+        )
+
+
+class TriggerClient(_Asker):
+    """Asks for inspections.
+
+    with TriggerClient() as triggers:
+        reply = triggers.trigger("st1", "4711")
+    """
+
+    def __init__(self, endpoint: str = TRIGGERS, timeout_s: float = 2.0) -> None:
+        super().__init__(endpoint, timeout_s)
+
+    def __enter__(self) -> "TriggerClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def trigger(
+        self,
+        station: str,
+        trigger_id: str,
+        *,
+        part_id: str | None = None,
+        job: str | None = None,
+        mode: Mode | None = None,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> TriggerReply:
+        """Whether the trigger was accepted; the verdict comes on the results socket.
+
+        request_id: give the same one to repeat a request whose answer did not come; no second part is inspected
+        Raises NoAnswerError; WireError when the request itself cannot be written.
+        """
+        request = TriggerRequest.model_construct(
+            request_id=request_id or uuid.uuid4().hex,
+            station=station,
+            trigger_id=trigger_id,
+            part_id=part_id,
+            job=job,
+            mode=mode,
+        )
+        for body in self._ask(encode_request(request), timeout_s):
+            reply = decode_trigger_reply(body)
+            if reply.request_id == request.request_id:
+                return reply
+        raise AssertionError("unreachable: _ask ends in NoAnswerError")
+
+
+class ControlClient(_Asker):
+    """Gives commands.
+
+    with ControlClient() as control:
+        print(control.request("status"))
+    """
+
+    def __init__(self, endpoint: str = CONTROL, timeout_s: float = 5.0) -> None:
+        super().__init__(endpoint, timeout_s)
+
+    def __enter__(self) -> "ControlClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def request(
+        self,
+        command: str,
+        args: dict[str, Any] | None = None,
+        *,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, Any]:
+        """The result of a command; for a slow one {"job": id}, to be given to `wait`.
+
+        Raises RefusedError when the daemon refuses, NoAnswerError when it is silent.
+        """
+        request = ControlRequest.model_construct(
+            request_id=request_id or uuid.uuid4().hex, command=command, args=dict(args or {})
+        )
+        for body in self._ask(encode_request(request), timeout_s):
+            reply = decode_control_reply(body)
+            if reply.request_id != request.request_id:
+                continue
+            if not reply.ok:
+                fault = reply.error
+                raise RefusedError(fault.code if fault else "refused", fault.message if fault else "")
+            return (reply.result or {}) | ({"job": reply.job} if reply.job else {})
+        raise AssertionError("unreachable: _ask ends in NoAnswerError")
+
+    def job(self, job: str) -> JobState:
+        """How far a job is. Raises RefusedError, NoAnswerError."""
+        return decode_job(self.request("job", {"job": job}))
+
+    def wait(self, job: str, timeout_s: float = 600.0, ask_every_s: float = 0.2) -> JobState:
+        """The end of a job, done or failed. Raises NoAnswerError when it has none within the timeout."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            state = self.job(job)
+            if state.state != "running":
+                return state
+            if time.monotonic() + ask_every_s > deadline:
+                raise NoAnswerError(f"job {job} is still running after {timeout_s:g} s; ask again later")
+            time.sleep(ask_every_s)

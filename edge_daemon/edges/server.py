@@ -1,0 +1,346 @@
+"""Requests and answers over ROUTER sockets: one for triggers, one for control, each with a thread of its own.
+
+Limits and what happens at them: at most `max_outstanding` requests without an answer, more are refused with `busy`;
+the last `remembered` answers are kept for clients that repeat a request; a frame longer than `max_request_bytes`
+ends its connection; more than four frames are no request.
+"""
+
+import hashlib
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import zmq
+from pydantic import ValidationError
+
+from edge_daemon.edges.sockets import Secure, Wake, bind
+from edge_daemon.errors import EdgeError, WireError
+from edge_daemon.wire.codec import decode_control_request, decode_trigger_request, encode_request, parse_json
+from edge_daemon.wire.messages import ControlFault, ControlReply, ControlRequest, TriggerReply, TriggerRequest
+
+log = logging.getLogger(__name__)
+
+Request = TriggerRequest | ControlRequest
+Answer = TriggerReply | ControlReply
+Reply = Callable[[dict[str, Any]], None]
+Handler = Callable[[dict[str, Any], Reply], None]
+
+_MOST_FRAMES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """What differs between triggers and control.
+
+    decode: body -> request, raises WireError; answer: request, fields of the handler -> answer;
+    refuse: request or None, request id, code, message -> answer
+    """
+
+    name: str
+    decode: Callable[[bytes], Request]
+    answer: Callable[[Request, dict[str, Any]], Answer]
+    refuse: Callable[[Request | None, str, str, str], Answer]
+
+
+def _answer_trigger(request: Request, fields: dict[str, Any]) -> Answer:
+    assert isinstance(request, TriggerRequest)
+    echo = {"request_id": request.request_id, "station": request.station, "trigger_id": request.trigger_id}
+    return TriggerReply.model_validate(fields | echo, strict=True)
+
+
+def _refuse_trigger(request: Request | None, request_id: str, code: str, message: str) -> Answer:
+    station, trigger_id = (request.station, request.trigger_id) if isinstance(request, TriggerRequest) else ("", "")
+    return TriggerReply(
+        request_id=request_id,
+        station=station,
+        trigger_id=trigger_id,
+        accepted=False,
+        reason=code,
+        message=message,
+    )
+
+
+def _answer_control(request: Request, fields: dict[str, Any]) -> Answer:
+    return ControlReply.model_validate(fields | {"request_id": request.request_id}, strict=True)
+
+
+def _refuse_control(_: Request | None, request_id: str, code: str, message: str) -> Answer:
+    return ControlReply(request_id=request_id, ok=False, error=ControlFault(code=code, message=message))
+
+
+TRIGGERS: Final = Dialogue("triggers", decode_trigger_request, _answer_trigger, _refuse_trigger)
+CONTROL: Final = Dialogue("control", decode_control_request, _answer_control, _refuse_control)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStats:
+    requests: int
+    malformed: int
+    refused_busy: int
+    repeated: int
+    failed: int
+    outstanding: int
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One request between arrival and answer. `envelope`: the frames before the body, as they came."""
+
+    envelope: list[bytes]
+    request: Request
+    digest: bytes
+    answered: bool = False
+
+
+class RequestServer:
+    """Answers JSON requests. `open` binds and starts its thread; `close` refuses what is unanswered and stops.
+
+    handle(request, reply): called in the server's thread with the fields of the request (and `client`, an id of the
+    connection, in hexadecimal) and must return quickly; `reply(fields)` may be called from any thread, then or
+    later, once: further calls change nothing. Identifying fields of the answer are filled in here. An EdgeError
+    from `handle` becomes an answer with code `refused`; any other exception one with `internal`.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        dialogue: Dialogue,
+        handle: Handler,
+        *,
+        max_outstanding: int = 64,
+        max_request_bytes: int = 65_536,
+        remembered: int = 1_024,
+        linger_ms: int = 1_000,
+        secure: Secure | None = None,
+        on_fatal: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self._context = context
+        self._endpoint = endpoint
+        self._dialogue = dialogue
+        self._handle = handle
+        self._max_outstanding = max_outstanding
+        self._max_request_bytes = max_request_bytes
+        self._remembered = remembered
+        self._linger_ms = linger_ms
+        self._secure = secure
+        self._on_fatal = on_fatal
+        self._lock = threading.Lock()  # guards _replies, _running, _wake and the counters
+        self._replies: deque[tuple[_Call, dict[str, Any]]] = deque()
+        self._running = False
+        self._wake: Wake | None = None
+        self._thread: threading.Thread | None = None
+        self._counts = {"requests": 0, "malformed": 0, "refused_busy": 0, "repeated": 0, "failed": 0}
+        # These belong to the thread.
+        self._open_calls: set[_Call] = set()
+        self._calls_by_id: dict[tuple[bytes, str], _Call] = {}
+        self._answers: OrderedDict[tuple[bytes, str], tuple[bytes, bytes]] = OrderedDict()
+
+    def open(self) -> str:
+        """Binds and starts; the endpoint that was bound. Raises EndpointError."""
+        if self._thread is not None:
+            raise EdgeError(f"the server of {self._dialogue.name} is open already")
+        socket, bound = bind(
+            self._context,
+            zmq.ROUTER,
+            self._endpoint,
+            high_water_mark=1_000,
+            max_message_bytes=self._max_request_bytes,
+            linger_ms=self._linger_ms,
+            secure=self._secure,
+        )
+        wake = Wake()
+        with self._lock:
+            self._wake = wake
+            self._running = True
+        self._thread = threading.Thread(
+            target=self._run, args=(socket, wake), name=f"server-{self._dialogue.name}", daemon=True
+        )
+        self._thread.start()
+        return bound
+
+    def close(self) -> None:
+        """Answers what is unanswered with `stopped` and ends. May be called twice."""
+        with self._lock:
+            self._running = False
+            if self._wake is not None:
+                self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        with self._lock:
+            if self._wake is not None:
+                self._wake.close()
+                self._wake = None
+
+    def __enter__(self) -> "RequestServer":
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def stats(self) -> ServerStats:
+        with self._lock:
+            return ServerStats(**self._counts, outstanding=len(self._open_calls))
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self._counts[name] += 1
+
+    # --- the thread that owns the socket ------------------------------------------------------------------------
+
+    def _run(self, socket: zmq.Socket[bytes], wake: Wake) -> None:
+        try:
+            self._serve(socket, wake)
+        except BaseException as exc:
+            log.critical("the server of %s ends: %s", self._dialogue.name, exc, exc_info=True)
+            if self._on_fatal is None:
+                raise
+            self._on_fatal(exc)
+        finally:
+            socket.close()
+
+    def _serve(self, socket: zmq.Socket[bytes], wake: Wake) -> None:
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
+        poller.register(wake.fileno(), zmq.POLLIN)
+        while True:
+            events = dict(poller.poll())
+            wake.clear()
+            with self._lock:
+                replies, self._replies = self._replies, deque()
+                running = self._running
+            for call, fields in replies:
+                self._answer(socket, call, fields)
+            if not running:
+                for call in list(self._open_calls):
+                    self._refuse(socket, call, "stopped", "the daemon is stopping")
+                return
+            if socket in events:
+                self._receive(socket)
+
+    def _receive(self, socket: zmq.Socket[bytes]) -> None:
+        """One request, so that answers never wait behind a flood of questions."""
+        frames = _receive_frames(socket)
+        if not frames:
+            return
+        self._count("requests")
+        # A REQ socket puts an empty frame before the body, a DEALER does not have to.
+        envelope, body = (frames[:2], frames[2:]) if len(frames) > 2 and not frames[1] else (frames[:1], frames[1:])
+        try:
+            if len(body) != 1:
+                raise WireError(f"a request is one frame, got {len(body)}")
+            request = self._dialogue.decode(body[0])
+        except WireError as exc:
+            self._count("malformed")
+            refusal = self._dialogue.refuse(None, _request_id(body), "malformed", str(exc))
+            self._send(socket, envelope, encode_request(refusal))
+            return
+        self._take_up(socket, _Call(envelope, request, hashlib.sha256(body[0]).digest()))
+
+    def _take_up(self, socket: zmq.Socket[bytes], call: _Call) -> None:
+        key = (call.envelope[0], call.request.request_id)
+        known = self._calls_by_id.get(key)
+        answer = self._answers.get(key)
+        if known is not None or answer is not None:
+            self._count("repeated")
+            digest = known.digest if known is not None else answer[0] if answer is not None else b""
+            if digest != call.digest:
+                self._refuse(socket, call, "request_id_reused", "this request id was used for another request")
+            elif known is not None:
+                known.envelope = call.envelope  # still running: its answer will come
+            elif answer is not None:
+                self._send(socket, call.envelope, answer[1])
+            return
+        if len(self._open_calls) >= self._max_outstanding:
+            self._count("refused_busy")
+            self._refuse(socket, call, "busy", f"{self._max_outstanding} requests wait already; try again")
+            return
+        self._open_calls.add(call)
+        if call.request.request_id:
+            self._calls_by_id[key] = call
+        self._start(socket, call)
+
+    def _start(self, socket: zmq.Socket[bytes], call: _Call) -> None:
+        fields = call.request.model_dump(by_alias=True) | {"client": call.envelope[0].hex()}
+        try:
+            self._handle(fields, lambda answer: self._reply(call, answer))
+        except EdgeError as exc:
+            self._end(socket, call, self._dialogue.refuse(call.request, call.request.request_id, "refused", str(exc)))
+        except Exception:
+            self._fail(socket, call, "a defect of the program; its log has the details")
+
+    def _reply(self, call: _Call, fields: dict[str, Any]) -> None:
+        """From any thread."""
+        with self._lock:
+            if self._wake is not None:
+                self._replies.append((call, fields))
+                self._wake.set()
+
+    def _answer(self, socket: zmq.Socket[bytes], call: _Call, fields: dict[str, Any]) -> None:
+        if call.answered:
+            return
+        try:
+            self._end(socket, call, self._dialogue.answer(call.request, fields))
+        except (ValidationError, WireError, TypeError):
+            self._fail(socket, call, "the answer could not be written, although the command may have run")
+
+    def _fail(self, socket: zmq.Socket[bytes], call: _Call, message: str) -> None:
+        log.exception("%s request %r failed", self._dialogue.name, call.request.request_id)
+        self._count("failed")
+        self._end(socket, call, self._dialogue.refuse(call.request, call.request.request_id, "internal", message))
+
+    def _end(self, socket: zmq.Socket[bytes], call: _Call, answer: Answer) -> None:
+        body = encode_request(answer)
+        if call.answered:
+            return
+        call.answered = True
+        self._open_calls.discard(call)
+        if call.request.request_id:
+            key = (call.envelope[0], call.request.request_id)
+            self._calls_by_id.pop(key, None)
+            self._answers[key] = (call.digest, body)
+            while len(self._answers) > self._remembered:
+                self._answers.popitem(last=False)
+        self._send(socket, call.envelope, body)
+
+    def _refuse(self, socket: zmq.Socket[bytes], call: _Call, code: str, message: str) -> None:
+        """Without remembering: the same request may be asked again."""
+        call.answered = True
+        self._open_calls.discard(call)
+        refusal = self._dialogue.refuse(call.request, call.request.request_id, code, message)
+        self._send(socket, call.envelope, encode_request(refusal))
+
+    def _send(self, socket: zmq.Socket[bytes], envelope: list[bytes], body: bytes) -> None:
+        """A client that has gone, or reads nothing, loses its answer; it can ask again with the same id."""
+        try:
+            socket.send_multipart([*envelope, body], zmq.DONTWAIT)
+        except zmq.Again:
+            log.warning("an answer of %s is dropped: the client does not read", self._dialogue.name)
+
+
+def _receive_frames(socket: zmq.Socket[bytes]) -> list[bytes]:
+    """The frames of one message; of a longer one only as many as are needed to refuse it."""
+    frames: list[bytes] = []
+    try:
+        while True:
+            frame = socket.recv(zmq.DONTWAIT)
+            if len(frames) < _MOST_FRAMES:
+                frames.append(frame)
+            if not socket.getsockopt(zmq.RCVMORE):
+                return frames
+    except zmq.Again:
+        return []
+
+
+def _request_id(body: list[bytes]) -> str:
+    """The id of a malformed request, when it can still be read, so that the asker knows what was refused."""
+    try:
+        request_id = parse_json(body[0]).get("request_id") if body else None
+    except WireError:
+        return ""
+    return request_id if isinstance(request_id, str) and len(request_id) <= 64 and request_id.isprintable() else ""
