@@ -5,36 +5,47 @@ channel, of one layer at stride 8 and one at stride 16 (feature distillation as 
 et al. 2024, arXiv 2303.14535, section 3.1, with standardised targets).
 """
 
-import hashlib
 import json
 import math
-import queue
-import random
-import threading
+import os
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 from tqdm import tqdm
 
-from export.errors import ExportError, PicturesError
+from edge_daemon import __version__
+from export.errors import BackboneError, ExportError
+from export.graph import IMAGENET, RawBackbone, Size, cpu_session, raw_backbone, run_session
+from export.make_backbone import write_whole
+from export.torch.photographs import STATISTICS_STEP, Batches, Photographs, centre_view, read_rgb
 from export.torch.student import Denormalised, Student, multiply_adds
-from export.torch.teacher import IMAGENET_MEAN, IMAGENET_STD
+from export.torch.teacher import Teacher, export_graph, normalise
 
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 CHECKPOINT_SCHEMA = 1
+STATISTICS_BATCHES = 24
+CARD_SCHEMA = "edge-daemon/model-card/1"
+OUTPUTS = ("stride8", "stride16")
+
+# What the package may ship (the size of a phone picture, a few milliseconds on one core).
+MAX_BYTES = 4_000_000
+MAX_GFLOP = 0.4
+CARD_SIZE: Size = (256, 256)
 
 
 @dataclass(frozen=True, slots=True)
 class DistilSettings:
-    """What determines a training run, besides the teacher and the pictures."""
+    """What determines a training run, besides the teacher and the pictures. `steps` and `learning_rate`
+    may change when a run goes on; the others make the stream of batches and may not."""
 
     steps: int = 4000
     batch: int = 16
@@ -42,126 +53,65 @@ class DistilSettings:
     weight_decay: float = 1e-4
     sizes_px: tuple[int, ...] = (160, 192, 224)
     seed: int = 0
+    held_out: float = 0.05
     checkpoint_every: int = 200
     ema_decay: float = 0.998
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.checkpoint_every < 1 or self.workers < 1:
+            raise ExportError("steps, batch, checkpoint interval and workers must be 1 or more")
+        if not self.sizes_px or any(size < 32 or size % 16 for size in self.sizes_px):
+            raise ExportError("training sizes must be multiples of 16 pixels, 32 at least: the student has stride 16")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0 and 0 <= self.held_out < 1):
+            raise ExportError("the learning rate must be above 0, the held-out share in 0..1")
+
+    def stream(self) -> dict[str, Any]:
+        """What a resumed run must share with the one before it."""
+        return {
+            "batch": self.batch,
+            "sizes_px": list(self.sizes_px),
+            "seed": self.seed,
+            "held_out": self.held_out,
+        }
 
 
-def augment(picture: NDArray[np.uint8], size: int, rng: random.Random) -> NDArray[np.uint8]:
-    """One random view of a picture as a part could look: any rotation, scale, grey, light and noise.
+@dataclass(frozen=True, slots=True)
+class TeacherCard:
+    """Who teaches: name, SHA-256 of its weights or graph, layers, licence."""
 
-    picture: (H, W, 3) uint8 RGB; returns (size, size, 3) uint8. One affine warp with mirrored borders.
-    """
-    h, w = picture.shape[:2]
-    scale = size / min(h, w) * math.exp(rng.uniform(math.log(0.8), math.log(2.0)))
-    angle = rng.choice((0.0, 90.0, 180.0, 270.0)) if rng.random() < 0.6 else rng.uniform(0, 360)
-    half = size / 2 / scale
-    cx = rng.uniform(min(half, w / 2), max(w - half, w / 2))
-    cy = rng.uniform(min(half, h / 2), max(h - half, h / 2))
-    matrix = cv2.getRotationMatrix2D((cx, cy), angle, scale)
-    matrix[:, 2] += (size / 2 - cx, size / 2 - cy)
-    if rng.random() < 0.5:
-        matrix[0] = -matrix[0]
-        matrix[0, 2] += size - 1
-    if scale < 0.7:
-        picture = cv2.GaussianBlur(picture, (0, 0), 0.4 / scale)
-    view = cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    if rng.random() < 0.3:
-        view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    out = view.astype(np.float32)
-    if rng.random() < 0.7:
-        gain = np.float32(math.exp(rng.uniform(-0.4, 0.4)))
-        tint = np.array([math.exp(rng.uniform(-0.1, 0.1)) for _ in range(3)], np.float32)
-        out = (out - 128) * gain * tint + 128 + rng.uniform(-40, 40)
-    if rng.random() < 0.2:
-        noise = np.random.default_rng(rng.getrandbits(64)).standard_normal(out.shape, np.float32)
-        out += noise * rng.uniform(1, 8)
-    if rng.random() < 0.1:
-        out = cv2.GaussianBlur(out, (0, 0), rng.uniform(0.4, 1.2))
-    return np.clip(np.rint(out), 0, 255).astype(np.uint8)
+    name: str
+    sha256: str
+    layers: tuple[str, ...]
+    licence: str = ""
 
 
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """Decode a photograph as (H, W, 3) uint8 RGB. Raises PicturesError when it cannot be read."""
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if picture is None:
-        raise PicturesError(f"{path} cannot be decoded as a picture: remove it from the folder")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Mean squared error per layer, in units of the teacher's variance."""
 
+    stride_8: float
+    stride_16: float
 
-class Batches:
-    """Endless stream of augmented batches, a function of (files, settings, step) alone, so that a
-    resumed run sees the pictures it would have seen. One thread works ahead by up to four batches."""
-
-    def __init__(self, files: list[Path], settings: DistilSettings, first_step: int) -> None:
-        self.files = files
-        self.settings = settings
-        self.queue: queue.Queue[NDArray[np.uint8] | Exception] = queue.Queue(maxsize=4)
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._work, args=(first_step,), name="batches", daemon=True)
-        self.thread.start()
-
-    def make(self, step: int) -> NDArray[np.uint8]:
-        rng = random.Random(f"{self.settings.seed}/{step}")
-        size = rng.choice(self.settings.sizes_px)
-        return np.stack([augment(read_rgb(rng.choice(self.files)), size, rng) for _ in range(self.settings.batch)])
-
-    def _put(self, item: NDArray[np.uint8] | Exception) -> None:
-        while not self.stop.is_set():
-            try:
-                return self.queue.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-
-    def _work(self, step: int) -> None:
-        try:
-            while not self.stop.is_set():
-                self._put(self.make(step))
-                step += 1
-        except Exception as error:  # handed to the training loop, which raises it
-            self._put(error)
-
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        while True:
-            item = self.queue.get()
-            if isinstance(item, Exception):
-                raise item
-            yield item
-
-    def close(self) -> None:
-        self.stop.set()
-        self.thread.join()
-
-
-def normalise(batch: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """(N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32, channels last, ImageNet mean and std."""
-    x = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float().div_(255)
-    mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
-    return x.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
-
-
-Teacher = Callable[[Tensor], tuple[Tensor, Tensor]]
+    def rounded(self) -> dict[str, float]:
+        return {"stride_8": round(self.stride_8, 4), "stride_16": round(self.stride_16, 4)}
 
 
 def channel_statistics(
-    teacher: Teacher, batches: Iterator[NDArray[np.uint8]], count: int, device: torch.device
+    teacher: Teacher, batches: Iterator[NDArray[np.uint8]], count: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Mean and standard deviation per channel of the teacher's two layers over `count` batches."""
-    sums: list[Tensor] = []
-    squares: list[Tensor] = []
+    sums: list[Any] = [0, 0]
+    squares: list[Any] = [0, 0]
     numbers = [0, 0]
-    for _, batch in zip(range(count), batches, strict=False):
-        with torch.no_grad():
-            features = teacher(normalise(batch, device))
+    for batch in islice(batches, count):
+        features = teacher(batch)
+        if len(features) != 2 or any(f.ndim != 4 for f in features):
+            raise BackboneError("a teacher gives two layers of feature maps, at strides about 8 and 16")
         for i, f in enumerate(features):
-            flat = f.double().permute(1, 0, 2, 3).reshape(f.shape[1], -1)
-            if len(sums) <= i:
-                sums.append(flat.sum(1))
-                squares.append(flat.square().sum(1))
-            else:
-                sums[i] += flat.sum(1)
-                squares[i] += flat.square().sum(1)
+            flat = f.double().permute(1, 0, 2, 3).flatten(1)
+            sums[i] = sums[i] + flat.sum(1)
+            squares[i] = squares[i] + flat.square().sum(1)
             numbers[i] += flat.shape[1]
     mean = [s / n for s, n in zip(sums, numbers, strict=True)]
     std = [(q / n - m * m).clamp_min(1e-12).sqrt() for q, n, m in zip(squares, numbers, mean, strict=True)]
@@ -169,12 +119,15 @@ def channel_statistics(
 
 
 def loss_of(
-    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], mean: list[Tensor], std: list[Tensor]
+    student: Sequence[Tensor], teacher: Sequence[Tensor], mean: Sequence[Tensor], std: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Mean squared error per layer against the standardised teacher."""
+    """Mean squared error per layer against the standardised teacher, resized to the student's grid where
+    its own differs (a transformer's)."""
     losses = []
     for s, t, m, d in zip(student, teacher, mean, std, strict=True):
         target = (t - m.view(1, -1, 1, 1)) / d.view(1, -1, 1, 1)
+        if target.shape[-2:] != s.shape[-2:]:
+            target = functional.interpolate(target, s.shape[-2:], mode="bilinear", align_corners=False)
         losses.append((s - target).square().mean())
     return losses[0], losses[1]
 
@@ -184,185 +137,332 @@ def learning_rate_factor(step: int, steps: int) -> float:
     warm = max(1, int(0.03 * steps))
     if step < warm:
         return (step + 1) / warm
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-@dataclass(frozen=True, slots=True)
-class DistilResult:
-    """The trained student in the teacher's units, and what the model card says of the training."""
-
-    model: Denormalised
-    card: dict[str, Any]
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
 
 
 class Distillation:
-    """Training state of one run: constructed or resumed from a checkpoint, advanced by `run`."""
+    """Training state of one run: begun or resumed from its checkpoint by the constructor, advanced by `run`."""
 
     def __init__(
-        self, teacher: Teacher, files: list[Path], settings: DistilSettings, checkpoint: Path, identity: dict[str, str]
+        self,
+        teacher: Teacher,
+        teacher_card: TeacherCard,
+        photographs: Photographs,
+        settings: DistilSettings,
+        checkpoint: Path,
+        *,
+        device: torch.device | None = None,
+        start_from: Path | None = None,
     ) -> None:
-        if not files:
-            raise PicturesError("no pictures to learn from: name a folder that holds photographs")
+        """checkpoint: this run's; start_from: another run's, whose student this one begins with.
+
+        Raises ExportError when the checkpoint belongs to another run or cannot be read.
+        """
         self.teacher = teacher
-        self.files = files
+        self.teacher_card = teacher_card
+        self.photographs = photographs
         self.settings = settings
         self.checkpoint = checkpoint
-        self.identity = identity
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.step = 0
         self.seconds = 0.0
-        self.loss: tuple[float, float] = (math.nan, math.nan)
-        torch.manual_seed(settings.seed)
+        self.loss = Loss(math.nan, math.nan)
+        self.learned_from_all = False
         self.mean: list[Tensor] = []
         self.std: list[Tensor] = []
+        torch.manual_seed(settings.seed)
         if checkpoint.exists():
             self._resume()
         else:
-            stats = Batches(files, settings, 1_000_000_000)
+            self._begin(start_from)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must agree with to be gone on with."""
+        return {
+            "teacher": self.teacher_card.name,
+            "teacher_sha256": self.teacher_card.sha256,
+            "layers": ",".join(self.teacher_card.layers),
+            "pictures_sha256": self.photographs.sha256,
+        }
+
+    def _begin(self, start_from: Path | None) -> None:
+        with self._batches(STATISTICS_STEP) as batches:
+            self.mean, self.std = channel_statistics(self.teacher, iter(batches), STATISTICS_BATCHES)
+        self._build()
+        if start_from is not None:
+            state = load_checkpoint(start_from, self.device)
             try:
-                self.mean, self.std = channel_statistics(teacher, iter(stats), 24, self.device)
-            finally:
-                stats.close()
-            self._build()
+                self.student.load_state_dict(state["student"])
+            except RuntimeError as exc:
+                raise ExportError(f"{start_from} holds another kind of student: {exc}") from exc
+            # Its heads speak in units of its own statistics: the error this leaves is trained away.
+            self.average.load_state_dict(self.student.state_dict())
 
     def _build(self) -> None:
         channels = (len(self.mean[0]), len(self.mean[1]))
-        self.student = Student(channels).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = Student(channels).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.student = _on(Student(channels), self.device)
+        self.average = _on(Student(channels), self.device)
         self.average.load_state_dict(self.student.state_dict())
+        check_size(self.student)
         self.optimiser = torch.optim.AdamW(
             self.student.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
         )
 
     def _resume(self) -> None:
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        if state["schema"] != CHECKPOINT_SCHEMA or state["identity"] != self.identity:
+        state = load_checkpoint(self.checkpoint, self.device)
+        # Checkpoints of earlier versions state less; what they do not state cannot be compared.
+        before = {**state["identity"], **state.get("settings", {})}
+        now = {**self.identity, **self.settings.stream()}
+        if "pictures_sha256" not in before:  # it neither named its teacher alike nor kept pictures apart
+            self.learned_from_all = True
+            now = {"teacher_sha256": now["teacher_sha256"]}
+        changed = [
+            f"{key} was {before[key]}, is {now[key]}" for key in now if key in before and before[key] != now[key]
+        ]
+        if changed:
             raise ExportError(
-                f"{self.checkpoint} belongs to another run ({state['identity']}): name another --out or remove it"
+                f"{self.checkpoint} belongs to another run: {'; '.join(changed)}. Name another --out, or remove it; "
+                "to begin a new run with its student give it as --start-from"
             )
         self.mean, self.std = state["mean"], state["std"]
         self._build()
         self.student.load_state_dict(state["student"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.seconds, self.loss = state["step"], state["seconds"], tuple(state["loss"])
+        self.step, self.seconds, self.loss = state["step"], state["seconds"], Loss(*state["loss"])
 
     def save(self) -> None:
         """Write the checkpoint beside the old one and rename it over: a kill leaves a whole file."""
-        state = dict(
-            schema=CHECKPOINT_SCHEMA,
-            identity=self.identity,
-            step=self.step,
-            seconds=self.seconds,
-            loss=list(self.loss),
-            mean=self.mean,
-            std=self.std,
-            student=self.student.state_dict(),
-            average=self.average.state_dict(),
-            optimiser=self.optimiser.state_dict(),
-        )
+        state = {
+            "schema": CHECKPOINT_SCHEMA,
+            "identity": self.identity if not self.learned_from_all else {"teacher_sha256": self.teacher_card.sha256},
+            "settings": self.settings.stream() if not self.learned_from_all else {},
+            "step": self.step,
+            "seconds": self.seconds,
+            "loss": [self.loss.stride_8, self.loss.stride_16],
+            "mean": self.mean,
+            "std": self.std,
+            "student": self.student.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
         partial = self.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.checkpoint)
+        try:
+            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.checkpoint)
+        except (OSError, RuntimeError) as exc:  # torch wraps a full disk in a RuntimeError
+            raise ExportError(
+                f"{self.checkpoint} cannot be written ({exc}): make room and start the same command again"
+            ) from exc
+
+    def _batches(self, first_step: int) -> Batches:
+        s = self.settings
+        return Batches(
+            self.photographs.learn,
+            seed=s.seed,
+            batch=s.batch,
+            sizes_px=s.sizes_px,
+            first_step=first_step,
+            workers=s.workers,
+        )
 
     def _advance(self, batch: NDArray[np.uint8]) -> None:
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * learning_rate_factor(self.step, self.settings.steps)
-        x = normalise(batch, self.device)
-        with torch.no_grad():
-            target = self.teacher(x)
+        target = self.teacher(batch)
         self.student.train()
-        loss8, loss16 = loss_of(self.student(x), target, self.mean, self.std)
+        loss8, loss16 = loss_of(self.student(normalise(batch, IMAGENET, self.device)), target, self.mean, self.std)
         self.optimiser.zero_grad(set_to_none=True)
         (loss8 + loss16).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
+        now = Loss(float(loss8), float(loss16))
+        if not (math.isfinite(now.stride_8) and math.isfinite(now.stride_16)):
+            raise ExportError(
+                f"the loss is not finite at step {self.step}: the last checkpoint is kept; go on with a lower "
+                "--learning-rate"
+            )
         self.optimiser.step()
+        self._follow()
+        keep = 0.98 if self.step > 50 else 0.9
+        self.loss = now if self.step == 0 else _blend(self.loss, now, keep)
+        self.step += 1
+
+    def _follow(self) -> None:
+        """The exponential average of the student's weights, which is what is exported."""
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for a, s in zip(self.average.state_dict().values(), self.student.state_dict().values(), strict=True):
                 a.lerp_(s, 1 - decay) if a.is_floating_point() else a.copy_(s)
-        keep = 0.98 if self.step > 50 else 0.9
-        values = (float(loss8), float(loss16))
-        self.loss = (
-            values
-            if self.step == 0
-            else tuple(keep * old + (1 - keep) * new for old, new in zip(self.loss, values, strict=True))
-        )  # type: ignore[assignment]
-        self.step += 1
 
-    def run(self, progress: bool = True) -> DistilResult:
-        """Train to `settings.steps`; on an interrupt the checkpoint is written before it goes on."""
-        batches = Batches(self.files, self.settings, self.step)
-        bar = tqdm(total=self.settings.steps, initial=self.step, unit="step", disable=not progress, mininterval=2)
+    def run(self, progress: bool = True, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Train to `settings.steps`; True when there, False when `stop` said so between two steps, with the
+        checkpoint written. An error leaves the last checkpoint as it is. Raises ExportError, PictureError."""
+        bar = tqdm(
+            total=self.settings.steps,
+            initial=min(self.step, self.settings.steps),
+            unit="step",
+            disable=not progress,
+            mininterval=2 if sys.stderr.isatty() else 30,
+        )
         started, before = time.monotonic(), self.seconds
-        try:
-            for batch in batches:
-                if self.step >= self.settings.steps:
-                    break
-                self._advance(batch)
+        with bar, self._batches(self.step) as batches:
+            stream = iter(batches)
+            while self.step < self.settings.steps and not stop():
+                self._advance(next(stream))
                 self.seconds = before + time.monotonic() - started
+                bar.set_postfix_str(f"loss {self.loss.stride_8:.3f} + {self.loss.stride_16:.3f}", refresh=False)
                 bar.update()
-                bar.set_postfix_str(f"loss {self.loss[0]:.3f} + {self.loss[1]:.3f}", refresh=False)
                 if self.step % self.settings.checkpoint_every == 0:
                     self.save()
-        finally:
-            bar.close()
-            batches.close()
-            self.save()
-        return self.result()
+        self.save()
+        return self.step >= self.settings.steps
 
-    def result(self) -> DistilResult:
+    def held_out_loss(self) -> Loss | None:
+        """Loss of the averaged student on the middles of the pictures kept apart; None when there are none,
+        or an earlier version learned from all."""
+        if self.learned_from_all or not self.photographs.held_out:
+            return None
         self.average.eval()
-        student = Student((len(self.mean[0]), len(self.mean[1]))).cpu()
+        size = max(self.settings.sizes_px)
+        files = self.photographs.held_out
+        sums, count = [0.0, 0.0], 0
+        for start in range(0, len(files), self.settings.batch):
+            batch = np.stack([centre_view(read_rgb(p), size) for p in files[start : start + self.settings.batch]])
+            with torch.no_grad():
+                out = self.average(normalise(batch, IMAGENET, self.device))
+                losses = loss_of(out, self.teacher(batch), self.mean, self.std)
+            sums = [s + float(x) * len(batch) for s, x in zip(sums, losses, strict=True)]
+            count += len(batch)
+        return Loss(sums[0] / count, sums[1] / count)
+
+    def model(self) -> Denormalised:
+        """The averaged student in the teacher's units, on the CPU, for inference."""
+        student = Student((len(self.mean[0]), len(self.mean[1])))
         student.load_state_dict({k: v.cpu() for k, v in self.average.state_dict().items()})
-        student.eval()
-        card = {
-            **self.identity,
-            "pictures": len(self.files),
-            "steps": self.step,
-            "pictures_seen": self.step * self.settings.batch,
-            "seconds": round(self.seconds),
-            "device": str(self.device),
-            "loss": {"stride_8": round(self.loss[0], 4), "stride_16": round(self.loss[1], 4)},
-            "settings": asdict(self.settings),
-            "parameters": sum(p.numel() for p in student.parameters()),
-            "gflop_at_256": round(2 * multiply_adds(student, (256, 256)) / 1e9, 3),
-        }
         mean = (self.mean[0].cpu(), self.mean[1].cpu())
         std = (self.std[0].cpu(), self.std[1].cpu())
-        return DistilResult(Denormalised(student, mean, std), card)
+        return Denormalised(student.eval(), mean, std).eval()
+
+    def card(self, raw: RawBackbone) -> dict[str, Any]:
+        """The model card: what it is, from whom and what it was learned, and how well."""
+        held_out = self.held_out_loss()
+        student = self.student
+        return {
+            "schema": CARD_SCHEMA,
+            "name": raw.name,
+            "sha256": raw.sha256,
+            "bytes": len(raw.model_bytes),
+            "outputs": list(raw.layers),
+            "parameters": sum(p.numel() for p in student.parameters()),
+            "gflop_at_256": round(gflop(student), 3),
+            "licence": raw.licence,
+            "teacher": asdict(self.teacher_card),
+            "data": {
+                "folder": self.photographs.folder.resolve().name,
+                "pictures": self.photographs.count,
+                "held_out": 0 if self.learned_from_all else len(self.photographs.held_out),
+                "list_sha256": self.photographs.sha256,
+            },
+            "training": {
+                **asdict(self.settings),
+                "steps": self.step,
+                "pictures_seen": self.step * self.settings.batch,
+                "seconds": round(self.seconds),
+                "device": self.device.type,
+            },
+            "loss": {
+                "kind": "mean squared error against the teacher, per channel in units of its variance",
+                "training": self.loss.rounded(),
+                "held_out": held_out.rounded() if held_out else None,
+            },
+            "software": f"edge-daemon {__version__}, torch {torch.__version__.split('+')[0]}",
+        }
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """All pictures below a folder, sorted by name. Raises PicturesError when there is none."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
-    if not files:
-        raise PicturesError(f"no pictures below {folder}: it should hold PNG, JPEG, BMP or TIFF photographs")
-    return files
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def export_student(result: DistilResult, out: Path) -> None:
-    """Write `student.onnx` (float NCHW in, two feature maps out) and its card `student.json`."""
-    out.mkdir(parents=True, exist_ok=True)
-    onnx_path = out / "student.onnx"
-    torch.onnx.export(
-        result.model.eval(),
-        (torch.zeros(1, 3, 256, 256),),
-        str(onnx_path),
-        opset_version=17,
-        dynamo=False,
-        input_names=["image"],
-        output_names=["stride8", "stride16"],
-        dynamic_axes={
-            "image": {0: "n", 2: "h", 3: "w"},
-            "stride8": {0: "n", 2: "h8", 3: "w8"},
-            "stride16": {0: "n", 2: "h16", 3: "w16"},
-        },
+def export_student(distillation: Distillation, name: str, licence: str) -> RawBackbone:
+    """The student as a raw backbone, compared with torch. Raises BackboneError above 4 MB or 1e-5 relative."""
+    model = distillation.model()
+    teacher = distillation.teacher_card
+    raw = raw_backbone(
+        export_graph(model, CARD_SIZE, OUTPUTS, dynamic=True),
+        name=name,
+        outputs=OUTPUTS,
+        normalisation=IMAGENET,
+        source_name=f"student of {teacher.name}",
+        source_sha256=teacher.sha256,
+        licence=licence,
+        provenance=(
+            f"distilled from {teacher.name}, layers {', '.join(teacher.layers)}, on "
+            f"{distillation.photographs.folder.resolve().name} in {distillation.step} steps"
+        ),
     )
-    card = {**result.card, "sha256": file_digest(onnx_path), "bytes": onnx_path.stat().st_size}
-    (out / "student.json").write_text(json.dumps(card, indent=2) + "\n")
+    if len(raw.model_bytes) > MAX_BYTES:
+        raise BackboneError(f"the student has {len(raw.model_bytes)} bytes, allowed are {MAX_BYTES}")
+    _compare(raw, model)
+    return raw
+
+
+def _compare(raw: RawBackbone, model: Denormalised) -> None:
+    session = cpu_session(raw.model_bytes, raw.name)
+    rng = np.random.default_rng(0)
+    for shape in ((1, 3, 256, 256), (2, 3, 160, 224)):
+        x = rng.standard_normal(shape).astype(np.float32)
+        with torch.no_grad():
+            want = [f.numpy() for f in model(torch.from_numpy(x))]
+        for got, w in zip(run_session(session, x, raw.name), want, strict=True):
+            difference = np.abs(got - w).max() / np.abs(w).max()
+            if not difference <= 1e-5:
+                raise BackboneError(f"the exported student differs from torch by {difference:.2g} (allowed 1e-5)")
+
+
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read a checkpoint without pickle's powers. Raises ExportError."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        schema = state["schema"]
+    except Exception as exc:  # torch raises zip, pickle and runtime errors alike
+        raise ExportError(f"{path} is no readable checkpoint ({exc}): remove it to begin anew") from exc
+    if schema != CHECKPOINT_SCHEMA:
+        raise ExportError(f"{path} has checkpoint schema {schema}, this version reads {CHECKPOINT_SCHEMA}")
+    return state
+
+
+def gflop(student: Student) -> float:
+    """Floating-point operations for one 256 x 256 picture, in 1e9; a multiply-add counts as two."""
+    return 2 * multiply_adds(student, CARD_SIZE) / 1e9
+
+
+def check_size(student: Student) -> None:
+    """Refuse a student that the package may not ship, before training it. Raises BackboneError."""
+    size_bytes = 4 * sum(p.numel() for p in student.parameters())
+    if gflop(student) > MAX_GFLOP or size_bytes > MAX_BYTES:
+        raise BackboneError(
+            f"the student would have {gflop(student):.2f} GFLOP at 256x256 and {size_bytes / 1e6:.1f} MB "
+            f"(allowed {MAX_GFLOP} and {MAX_BYTES / 1e6:.0f}): the teacher's layers have too many channels"
+        )
+
+
+def write_student(raw: RawBackbone, card: dict[str, Any], out: Path) -> None:
+    """`student.onnx`, then its card `student.json`, each whole or not at all. Raises ExportError."""
+    try:
+        write_whole(out / "student.onnx", raw.model_bytes)
+        write_whole(out / "student.json", (json.dumps(card, indent=2) + "\n").encode())
+    except OSError as exc:
+        raise ExportError(f"{out} cannot be written: {exc.strerror or exc}") from exc
+
+
+def _on(student: Student, device: torch.device) -> Student:
+    placed: Student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return placed
+
+
+def _blend(old: Loss, new: Loss, keep: float) -> Loss:
+    return Loss(
+        keep * old.stride_8 + (1 - keep) * new.stride_8,
+        keep * old.stride_16 + (1 - keep) * new.stride_16,
+    )

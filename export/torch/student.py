@@ -106,7 +106,7 @@ def multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        model(torch.zeros(1, 3, size[1], size[0]))
+        model(torch.zeros(1, 3, size[1], size[0], device=next(model.parameters()).device))
     model.train(was_training)
     for hook in hooks:
         hook.remove()
