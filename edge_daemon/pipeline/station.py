@@ -38,7 +38,7 @@ class Outbox(Protocol):
 
     def intend(self, intent: Intent, on_durable: Callable[[JournalError | None], None]) -> None: ...
 
-    def conclude(self, draft: Inspection) -> None: ...
+    def conclude(self, draft: Inspection) -> object: ...
 
     def attempts(self, station: str, trigger_id: str) -> int:
         """How many attempts of this trigger id are on record."""
@@ -222,6 +222,11 @@ class Station:
             mode=inspection.mode,
             recipe_set=inspection.recipe_set.digest if inspection.recipe_set else "",
             accepted_utc=inspection.anchor.text,
+            utc_uncertainty_us=inspection.anchor.uncertainty_us,
+            clock_quality=inspection.anchor.quality,
+            deadline_ms=self.config.deadline_ms,
+            provisional=inspection.recipe_set.provisional if inspection.recipe_set else False,
+            simulated=inspection.simulated,
         )
 
     # -- frames and outcomes -------------------------------------------------------------------------
@@ -317,7 +322,10 @@ class Station:
             self._counts[bucket] += 1
             self._last_seq = max(self._last_seq, record.seq)
             accepted_ns = self._concluding.pop(record.result_id, None)
-            if accepted_ns is not None:
+            if accepted_ns is None:
+                # A trigger of the boot before, which ends in this one.
+                self._accepted += 1
+            else:
                 self._latencies_ms.append((self._clock.monotonic_ns() - accepted_ns) / 1e6)
         self._changed()
 
@@ -342,12 +350,16 @@ class Station:
     def alarm(self, key: str, message: str) -> None:
         """Something makes the station unfit to judge: Error, Trigger Ready drops."""
         with self._lock:
+            if self._alarms.get(key) == message:
+                return
             self._raise_alarm(key, message)
         self._changed()
 
     def all_clear(self, key: str) -> None:
         """That something is over."""
         with self._lock:
+            if key not in self._alarms:
+                return
             self._clear_alarm(key)
         self._changed()
 

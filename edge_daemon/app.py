@@ -1,0 +1,409 @@
+"""The daemon: every concrete part, built and started from top to bottom, stopped in the reverse order."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from types import FrameType
+from typing import Any
+
+import cv2
+import faiss
+import zmq
+
+from edge_daemon import __version__
+from edge_daemon.artefact.store import Store
+from edge_daemon.cameras.open import make_camera
+from edge_daemon.config import Config, config_digest
+from edge_daemon.edges.clock import SystemClock
+from edge_daemon.edges.journal import Boot, Intent, Journal
+from edge_daemon.edges.publisher import Publisher, PublisherConfig
+from edge_daemon.edges.records import Records
+from edge_daemon.edges.server import CONTROL, TRIGGERS, RequestServer
+from edge_daemon.engines.sessions import EngineOptions, Sessions
+from edge_daemon.errors import EdgeError, JournalError
+from edge_daemon.pipeline.compute import Compute
+from edge_daemon.pipeline.control import ControlDesk, TriggerDesk
+from edge_daemon.pipeline.messages import Identity
+from edge_daemon.pipeline.pictures import Pictures
+from edge_daemon.pipeline.reader import CameraReader
+from edge_daemon.pipeline.recipes import Recipes
+from edge_daemon.pipeline.station import Station
+from edge_daemon.threads import physical_cores, thread_pools
+from edge_daemon.wire.codec import encode_event, encode_image, encode_status
+from edge_daemon.wire.messages import (
+    ControlReply,
+    ControlRequest,
+    Event,
+    Image,
+    Inspection,
+    Provenance,
+    Status,
+    TriggerReply,
+    TriggerRequest,
+)
+
+log = logging.getLogger(__name__)
+
+# Changes are published at once, but not more often than this: a burst of them makes one message.
+_STATUS_GAP_NS = 10_000_000
+_EXIT_DEFECT = 70
+
+
+class _Outbox:
+    """What stations see of journal and records."""
+
+    def __init__(self, journal: Journal, records: Records) -> None:
+        self._journal = journal
+        self._records = records
+
+    def intend(self, intent: Intent, on_durable: Callable[[JournalError | None], None]) -> None:
+        self._journal.intend(intent, on_durable)
+
+    def conclude(self, draft: Inspection) -> object:
+        return self._records.conclude(draft)
+
+    def attempts(self, station: str, trigger_id: str) -> int:
+        """Attempts in this boot: a PLC may count from one again after a restart."""
+        seen = self._journal.seen(station, trigger_id)
+        return seen.attempt if seen is not None and seen.boot == self._journal.boot.number else 0
+
+
+class Daemon:
+    """All parts of a running daemon. `run` returns when it was stopped and everything in flight is answered."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._clock = SystemClock()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._defect: BaseException | None = None
+        self._started_ns = self._clock.monotonic_ns()
+        self._stations: dict[str, Station] = {}
+
+    def run(self) -> int:
+        """Start, serve until `stop`, drain, stop. Returns the exit status. Raises EdgeError when it cannot start."""
+        with ExitStack() as stack:
+            self._start(stack)
+            log.info("%d station(s) on line %s, boot %d", len(self._stations), self._config.line, self._boot.number)
+            self._supervise()
+            self._drain()
+        if self._defect is not None:
+            log.critical("stopped by a defect of the program: %r", self._defect, exc_info=self._defect)
+            return _EXIT_DEFECT
+        return 0
+
+    def stop(self) -> None:
+        """Begin the clean stop; may be called from anywhere, also from a signal handler."""
+        self._stopping.set()
+        self._wake.set()
+
+    # -- building ------------------------------------------------------------------------------------
+
+    def _start(self, stack: ExitStack) -> None:
+        config = self._config
+        _size_pools(config)
+        _make_state_dir(config)
+
+        self._journal = Journal(config.journal_path, config.line, on_fatal=self._fatal)
+        self._boot: Boot = self._journal.open()
+        stack.callback(self._journal.close)
+        self._identity = Identity(
+            config.line, self._boot.number, self._boot.boot_id, f"edge-daemon {__version__}", config_digest(config)
+        )
+
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        stack.callback(context.term)
+        self._publisher = Publisher(context, _publisher_config(config), on_fatal=self._fatal)
+        self._publisher.open()
+        stack.callback(self._publisher.close)
+
+        self._records = Records(
+            self._journal,
+            self._publisher,
+            int(config.journal.commit_budget_ms * 1e6),
+            self._published,
+            on_fatal=self._fatal,
+        )
+        self._records.open()
+        stack.callback(self._records.close)
+
+        self._pictures = Pictures(
+            {name: station.images for name, station in config.stations.items()}, self._send_image, self._fatal
+        )
+        self._pictures.start()
+        stack.callback(self._pictures.close)
+
+        outbox = _Outbox(self._journal, self._records)
+        for name, station in config.stations.items():
+            self._stations[name] = Station(name, station, self._identity, self._clock, outbox)
+        provenance = Provenance(software=self._identity.software, config_digest=self._identity.config_digest)
+        known = [intent for intent in self._boot.unfinished if intent.station in self._stations]
+        for intent in self._boot.unfinished:
+            if intent.station not in self._stations:
+                log.warning(
+                    "trigger %s of %s, a station of an earlier configuration", intent.trigger_id, intent.station
+                )
+        self._records.conclude_unfinished(self._boot.unfinished, provenance)
+        if self._boot.alarm:
+            self._emit("alarm", "", "journal_damaged", self._boot.alarm, "error")
+        if known:
+            self._emit("alarm", "", "restarted", f"{len(known)} trigger(s) were left without outcome by the last boot")
+
+        options = EngineOptions(
+            config.engine.provider, config.engine.fallback, config.engine.intra_op_threads or physical_cores()
+        )
+        self._recipes = Recipes(
+            Store(config.store_path), Sessions(options), config.engine.search, config.state_dir / "configured.json"
+        )
+        self._load_recipes()
+
+        self._compute = Compute(
+            list(self._stations.values()),
+            self._clock,
+            config.engine.batch_limit(config.engine.provider),
+            int(config.engine.batch_wait_ms * 1e6),
+            self._fatal,
+        )
+        self._start_cameras(stack)
+
+        self._control = ControlDesk(self._stations, self._recipes, self.status, self.stop, self._emit)
+        stack.callback(self._control.close)
+        self._serve(stack, context)
+
+    def _load_recipes(self) -> None:
+        """Each station gets its recipe set, or stays unfit and says why; the others do not wait for it."""
+        for name, station in self._stations.items():
+            try:
+                station.activate(self._recipes.at_start(name, station.config))
+            except EdgeError as error:
+                log.error("station %s: %s", name, error)
+                station.alarm("recipes", str(error))
+                self._emit("alarm", name, "recipe_refused", str(error), "error")
+
+    def _start_cameras(self, stack: ExitStack) -> None:
+        readers: list[CameraReader] = []
+        for name, station in self._stations.items():
+            cameras = {
+                camera: make_camera(camera, self._config.cameras[camera], self._clock.monotonic_ns)
+                for camera in station.cameras
+            }
+            own = {
+                camera_name: CameraReader(
+                    camera,
+                    station,
+                    int(station.config.frame_wait_ms * 1e6),
+                    self._clock,
+                    lambda event, message, name=name: self._emit("camera", name, event, message),  # type: ignore[misc]
+                    self._fatal,
+                )
+                for camera_name, camera in cameras.items()
+            }
+            station.attach(
+                self._compute.submit,
+                {camera_name: reader.request for camera_name, reader in own.items()},
+                any(camera.simulated for camera in cameras.values()),
+                self._wake.set,
+                self._pictures.submit,
+            )
+            readers += own.values()
+        self._compute.start()
+        stack.callback(self._compute.close)
+        for reader in readers:
+            reader.start()
+            stack.callback(self._close_reader, reader)
+
+    def _close_reader(self, reader: CameraReader) -> None:
+        if not reader.close():
+            log.error("camera %s does not let go; its thread is left to the end of the process", reader.name)
+
+    def _serve(self, stack: ExitStack, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+        triggers = TriggerDesk(self._stations)
+
+        def on_trigger(fields: dict[str, Any], reply: Callable[[dict[str, Any]], None]) -> None:
+            triggers.handle(TriggerRequest.model_validate(fields), lambda answer: reply(_trigger_fields(answer)))
+
+        def on_control(fields: dict[str, Any], reply: Callable[[dict[str, Any]], None]) -> None:
+            request = ControlRequest.model_validate(fields)
+            self._control.handle(request, lambda answer: reply(_control_fields(answer)))
+
+        wire = self._config.wire
+        for endpoint, dialogue, handle in (
+            (wire.control, CONTROL, on_control),
+            (wire.triggers, TRIGGERS, on_trigger),
+        ):
+            server = RequestServer(
+                context,
+                endpoint,
+                dialogue,
+                handle,
+                max_request_bytes=wire.max_request_bytes,
+                on_fatal=self._fatal,
+            )
+            server.open()
+            stack.callback(server.close)
+
+    # -- running -------------------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        """Deadlines and status, until the stop."""
+        period_ns = int(self._config.wire.status_period_ms * 1e6)
+        published_ns = 0
+        while not self._stopping.is_set():
+            now = self._clock.monotonic_ns()
+            self._expire(now)
+            if self._wake.is_set() and now - published_ns < _STATUS_GAP_NS:
+                self._stopping.wait(_STATUS_GAP_NS / 1e9)
+                continue
+            self._wake.clear()
+            self._watch_journal()
+            self._publish_status()
+            published_ns = self._clock.monotonic_ns()
+            deadlines = [d for s in self._stations.values() if (d := s.next_deadline_ns()) is not None]
+            until = min([published_ns + period_ns, *deadlines])
+            self._wake.wait(max(0, until - self._clock.monotonic_ns()) / 1e9)
+
+    def _expire(self, now_ns: int) -> None:
+        for station in self._stations.values():
+            station.expire(now_ns)
+
+    def _watch_journal(self) -> None:
+        """A journal that does not take records makes every station unfit, until it does again."""
+        failing = self._journal.stats().failing
+        for station in self._stations.values():
+            if failing:
+                station.alarm("journal", failing)
+            else:
+                station.all_clear("journal")
+
+    def _drain(self) -> None:
+        """Take nothing new; every inspection under way ends by itself or by its deadline."""
+        for station in self._stations.values():
+            station.halt()
+        self._publish_status()
+        period_s = self._config.wire.status_period_ms / 1e3
+        while not all(station.idle for station in self._stations.values()) and self._defect is None:
+            self._wake.clear()
+            self._expire(self._clock.monotonic_ns())
+            self._publish_status()
+            self._wake.wait(min(0.02, period_s))
+        self._publish_status()
+
+    def _published(self, record: Inspection) -> None:
+        station = self._stations.get(record.station)
+        if station is not None:
+            station.published(record)
+
+    def _fatal(self, error: BaseException) -> None:
+        """A defect of the program: end with a status that systemd sees, and restart clean."""
+        log.critical("defect: %r", error, exc_info=error)
+        if self._defect is None:
+            self._defect = error
+        self.stop()
+
+    # -- telling -------------------------------------------------------------------------------------
+
+    def _emit(self, kind: str, station: str, name: str, message: str, severity: str = "info") -> None:
+        level = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}[severity]
+        log.log(level, "%s%s", f"station {station}: " if station else "", message)
+        event = Event(
+            line=self._identity.line,
+            station=station,
+            boot=self._identity.boot,
+            boot_id=self._identity.boot_id,
+            kind=kind,  # type: ignore[arg-type]  # one of the kinds everywhere it is called
+            name=name,
+            severity=severity,  # type: ignore[arg-type]
+            utc=self._clock.utc().text,
+            message=message,
+        )
+        self._publisher.publish_event(encode_event(event))
+
+    def _send_image(self, image: Image, blobs: tuple[bytes, ...]) -> None:
+        self._publisher.publish_image(encode_image(image, blobs))
+
+    def _station_status(self, station: Station) -> Status:
+        return station.status(
+            self._clock.utc().text,
+            (self._clock.monotonic_ns() - self._started_ns) / 1e6,
+            self._boot.previous_boot,
+            self._boot.last_seq.get(station.name, 0),
+        )
+
+    def _publish_status(self) -> None:
+        for station in self._stations.values():
+            self._publisher.publish_status(encode_status(self._station_status(station)))
+
+    def status(self) -> dict[str, Any]:
+        """Everything about the daemon, for `edge-ctl status`."""
+        return {
+            "line": self._identity.line,
+            "boot": self._identity.boot,
+            "boot_id": self._identity.boot_id,
+            "software": self._identity.software,
+            "config_digest": self._identity.config_digest,
+            "stations": {name: self._station_status(s).model_dump(mode="json") for name, s in self._stations.items()},
+            "stages_ms": self._compute.stages_ms(),
+            "threads": thread_pools(),
+            "journal": asdict(self._journal.stats()),
+            "records": asdict(self._records.stats()),
+            "publisher": asdict(self._publisher.stats()),
+            "pictures_dropped": self._pictures.dropped,
+        }
+
+
+def _trigger_fields(answer: TriggerReply) -> dict[str, Any]:
+    return {name: getattr(answer, name) for name in ("accepted", "result_id", "attempt", "reason", "message")}
+
+
+def _control_fields(answer: ControlReply) -> dict[str, Any]:
+    return {name: getattr(answer, name) for name in ("ok", "result", "error", "job")}
+
+
+def _publisher_config(config: Config) -> PublisherConfig:
+    wire = config.wire
+    return PublisherConfig(
+        results=wire.results,
+        images=wire.images,
+        status=wire.status,
+        results_hwm=wire.results_hwm,
+        images_hwm=wire.images_hwm,
+        status_hwm=wire.status_hwm,
+    )
+
+
+def _size_pools(config: Config) -> None:
+    cv2.setNumThreads(1)
+    faiss.omp_set_num_threads(config.engine.search_threads or physical_cores())
+
+
+def _make_state_dir(config: Config) -> None:
+    try:
+        config.state_dir.mkdir(parents=True, exist_ok=True)
+        config.journal_path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EdgeError(f"the state folder {config.state_dir} cannot be made: {error.strerror}") from error
+
+
+@contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT begin the clean stop."""
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(config: Config) -> int:
+    """Run the daemon until SIGTERM, SIGINT or the command `shutdown`; returns the exit status."""
+    daemon = Daemon(config)
+    with _signals(daemon.stop):
+        return daemon.run()
