@@ -59,6 +59,8 @@ def in_words(model: type[BaseModel], error: ValidationError) -> list[Problem]:
     for path, entries in by_path.items():
         if entries[0][1]["type"] == "missing" and path in misspelled:
             continue
+        if entries[0][1]["type"] == "too_short" and entries[0][1]["input"]:
+            continue  # pydantic counts only the entries that are right, and has said what is wrong with the others
         sentences = dict.fromkeys(_sentence(place, details) for place, details in entries)
         kind_is_wrong = entries[0][1]["type"].startswith("union_tag")
         found.append(Problem((*path, "kind") if kind_is_wrong else path, "; or ".join(sentences)))

@@ -34,8 +34,8 @@ LATEST = "latest"
 
 # Sets before the active one that a station can be rolled back to.
 _EARLIER_SETS = 64
-_DIGEST_PREFIX = re.compile(r"^[0-9a-f]{8,64}$")
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+_DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +278,7 @@ class Store:
         _sync_directory(path.parent)
 
     def _active_path(self, station: str) -> Path:
-        if not _NAME.match(station):
+        if not _NAME.fullmatch(station):
             raise StoreError(f"{station!r} is no name of a station")
         return self.path / "active" / f"{station}.json"
 
@@ -351,7 +351,7 @@ def _age(recipe: StoredRecipe) -> tuple[str, str, str]:
 
 
 def _is_prefix(selector: str, digest: str) -> bool:
-    return _DIGEST_PREFIX.match(selector) is not None and digest.startswith(selector)
+    return _DIGEST_PREFIX.fullmatch(selector) is not None and digest.startswith(selector)
 
 
 def _free_name(folder: Path, name: str) -> Path:
