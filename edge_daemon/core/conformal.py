@@ -21,7 +21,7 @@ ROUND_RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 CONFIDENCE = 0.95
 
 
-class RateNotSupported(EdgeError):
+class RateNotSupportedError(EdgeError):
     """The held-out units are too few for the false-reject rate that was asked for.
 
     missing: how many more are needed; smallest_rate: what the present ones allow, None when nothing does.
@@ -33,7 +33,7 @@ class RateNotSupported(EdgeError):
         self.smallest_rate = smallest_rate
 
 
-class ScoresNotUsable(EdgeError):
+class UnusableScoresError(EdgeError):
     """Scores that no threshold can be made from: none, NaN, infinite or negative."""
 
 
@@ -54,7 +54,7 @@ def conformal_rank(n: int, alpha: float) -> int:
     """⌈(n + 1)(1 − α)⌉, exactly, for the decimal number that α is written as.
 
     In floats (99 + 1)·(1 − 0.01) may come out as 99.00000000000001 and its ceiling as 100; so α is taken as
-    the shortest decimal that names it. Raises RateNotSupported when the rank is beyond n.
+    the shortest decimal that names it. Raises RateNotSupportedError when the rank is beyond n.
     """
     if n < 0 or not 0 < alpha < 1:
         raise ValueError(f"a rank needs n >= 0 and 0 < alpha < 1, not {n} and {alpha}")
@@ -65,7 +65,7 @@ def conformal_rank(n: int, alpha: float) -> int:
     missing = math.ceil(1 / exact) - 1 - n
     present = smallest_supported_rate(n)
     allowed = f"the present {n} allow {present:g} at the least" if present else f"the present {n} allow no round rate"
-    raise RateNotSupported(
+    raise RateNotSupportedError(
         f"a false-reject rate of {alpha:g} needs {n + missing} good parts (or blocks) kept apart from the bank: "
         f"{missing} are missing; {allowed}. Record more good parts, keep more of them apart, or state a larger rate",
         missing,
@@ -82,7 +82,7 @@ def conformal_threshold(scores: Sequence[float], alpha: float) -> ConformalThres
     """Threshold that a good part exceeds with probability at most `alpha` (0 to 1).
 
     scores: one per held-out unit; the worst picture of a block speaks for the block. A score equal to the
-    threshold passes. Raises RateNotSupported, and ScoresNotUsable for NaN, infinite or negative scores.
+    threshold passes. Raises RateNotSupportedError, and UnusableScoresError for NaN, infinite or negative scores.
     """
     values = _checked(scores)
     rank = conformal_rank(len(values), alpha)
@@ -146,12 +146,12 @@ def block_scores(scores: Sequence[float], blocks: Sequence[str]) -> dict[str, fl
 def split_blocks(blocks: Sequence[str], held_out_fraction: float, seed: int) -> tuple[list[str], list[str]]:
     """Random choice of the blocks kept apart: (bank blocks, held-out blocks), each in order of appearance.
 
-    blocks: the block of every picture. At least one block stays on each side. Raises ScoresNotUsable when
+    blocks: the block of every picture. At least one block stays on each side. Raises UnusableScoresError when
     there are fewer than two blocks.
     """
     names = list(dict.fromkeys(blocks))
     if len(names) < 2:
-        raise ScoresNotUsable("all pictures are one block (or copies of one picture): nothing can be kept apart")
+        raise UnusableScoresError("all pictures are one block (or copies of one picture): nothing can be kept apart")
     if not 0 < held_out_fraction < 1:
         raise ValueError(f"the held-out fraction must lie between 0 and 1, not {held_out_fraction}")
     count = min(max(1, round(len(names) * held_out_fraction)), len(names) - 1)
@@ -164,36 +164,37 @@ def name_blocks(names: Sequence[str], block: str | None) -> list[str]:
     """The block of every picture, by name and in order: None, each its own; `10`, every ten consecutive ones;
     else a regular expression whose first group (or whole match) names the block.
 
-    Raises ScoresNotUsable when the expression is wrong or fits no part of a name.
+    Raises UnusableScoresError when the expression is wrong or fits no part of a name.
     """
     if block is None:
         return list(names)
     if block.isdecimal():
         if int(block) < 1:
-            raise ScoresNotUsable("a block must hold at least one picture")
+            raise UnusableScoresError("a block must hold at least one picture")
         return [f"block-{index // int(block)}" for index in range(len(names))]
     try:
         pattern = re.compile(block)
     except re.error as exc:
-        raise ScoresNotUsable(f"the block expression {block!r} is not a regular expression: {exc}") from exc
-    found = [pattern.search(name) for name in names]
-    strangers = [name for name, match in zip(names, found, strict=True) if match is None]
+        raise UnusableScoresError(f"the block expression {block!r} is not a regular expression: {exc}") from exc
+    group = 1 if pattern.groups else 0
+    matches = [pattern.search(name) for name in names]
+    blocks = [match.group(group) if match else None for match in matches]
+    strangers = [name for name, found in zip(names, blocks, strict=True) if found is None]
     if strangers:
-        raise ScoresNotUsable(
+        raise UnusableScoresError(
             f"the block expression {block!r} does not fit {len(strangers)} of {len(names)} pictures "
             f"(first: {strangers[0]}); give one that fits them all"
         )
-    group = 1 if pattern.groups else 0
-    return [str(match.group(group)) for match in found if match is not None]
+    return [str(found) for found in blocks]
 
 
 def _checked(scores: Sequence[float]) -> list[float]:
     values = sorted(float(score) for score in scores)
     if not values:
-        raise ScoresNotUsable("no held-out scores: no good part was kept apart from the bank")
+        raise UnusableScoresError("no held-out scores: no good part was kept apart from the bank")
     bad = [value for value in values if not math.isfinite(value) or value < 0]
     if bad:
-        raise ScoresNotUsable(f"{len(bad)} of {len(values)} held-out scores are not finite numbers >= 0: {bad[0]}")
+        raise UnusableScoresError(f"{len(bad)} of {len(values)} held-out scores are not finite numbers >= 0: {bad[0]}")
     return values
 
 
