@@ -11,10 +11,9 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, Generic, TypeVar
 
 import zmq
-from pydantic import ValidationError
 
 from edge_daemon.edges.sockets import Secure, Wake, bind
 from edge_daemon.errors import EdgeError, WireError
@@ -23,56 +22,44 @@ from edge_daemon.wire.messages import ControlFault, ControlReply, ControlRequest
 
 log = logging.getLogger(__name__)
 
-Request = TriggerRequest | ControlRequest
-Answer = TriggerReply | ControlReply
-Reply = Callable[[dict[str, Any]], None]
-Handler = Callable[[dict[str, Any], Reply], None]
+Q = TypeVar("Q", TriggerRequest, ControlRequest)
+A = TypeVar("A", TriggerReply, ControlReply)
 
 _MOST_FRAMES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Dialogue:
+class Dialogue(Generic[Q, A]):
     """What differs between triggers and control.
 
-    decode: body -> request, raises WireError; answer: request, fields of the handler -> answer;
-    refuse: request or None, request id, code, message -> answer
+    decode: body -> request, raises WireError
+    echo:   fields of the answer that say which request it answers
+    refuse: code for programs, message for people -> answer
     """
 
     name: str
-    decode: Callable[[bytes], Request]
-    answer: Callable[[Request, dict[str, Any]], Answer]
-    refuse: Callable[[Request | None, str, str, str], Answer]
+    decode: Callable[[bytes], Q]
+    echo: Callable[[Q], dict[str, str]]
+    refuse: Callable[[str, str], A]
 
 
-def _answer_trigger(request: Request, fields: dict[str, Any]) -> Answer:
-    assert isinstance(request, TriggerRequest)
-    echo = {"request_id": request.request_id, "station": request.station, "trigger_id": request.trigger_id}
-    return TriggerReply.model_validate(fields | echo, strict=True)
+def _refuse_trigger(code: str, message: str) -> TriggerReply:
+    return TriggerReply(accepted=False, reason=code, message=message)
 
 
-def _refuse_trigger(request: Request | None, request_id: str, code: str, message: str) -> Answer:
-    station, trigger_id = (request.station, request.trigger_id) if isinstance(request, TriggerRequest) else ("", "")
-    return TriggerReply(
-        request_id=request_id,
-        station=station,
-        trigger_id=trigger_id,
-        accepted=False,
-        reason=code,
-        message=message,
-    )
+def _refuse_control(code: str, message: str) -> ControlReply:
+    return ControlReply(ok=False, error=ControlFault(code=code, message=message))
 
 
-def _answer_control(request: Request, fields: dict[str, Any]) -> Answer:
-    return ControlReply.model_validate(fields | {"request_id": request.request_id}, strict=True)
-
-
-def _refuse_control(_: Request | None, request_id: str, code: str, message: str) -> Answer:
-    return ControlReply(request_id=request_id, ok=False, error=ControlFault(code=code, message=message))
-
-
-TRIGGERS: Final = Dialogue("triggers", decode_trigger_request, _answer_trigger, _refuse_trigger)
-CONTROL: Final = Dialogue("control", decode_control_request, _answer_control, _refuse_control)
+TRIGGERS: Final[Dialogue[TriggerRequest, TriggerReply]] = Dialogue(
+    "triggers",
+    decode_trigger_request,
+    lambda q: {"request_id": q.request_id, "station": q.station, "trigger_id": q.trigger_id},
+    _refuse_trigger,
+)
+CONTROL: Final[Dialogue[ControlRequest, ControlReply]] = Dialogue(
+    "control", decode_control_request, lambda q: {"request_id": q.request_id}, _refuse_control
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +73,30 @@ class ServerStats:
 
 
 @dataclass(slots=True, eq=False)
-class _Call:
+class _Call(Generic[Q]):
     """One request between arrival and answer. `envelope`: the frames before the body, as they came."""
 
     envelope: list[bytes]
-    request: Request
+    request: Q
     digest: bytes
     answered: bool = False
 
 
-class RequestServer:
+class RequestServer(Generic[Q, A]):
     """Answers JSON requests. `open` binds and starts its thread; `close` refuses what is unanswered and stops.
 
-    handle(request, reply): called in the server's thread with the fields of the request (and `client`, an id of the
-    connection, in hexadecimal) and must return quickly; `reply(fields)` may be called from any thread, then or
-    later, once: further calls change nothing. Identifying fields of the answer are filled in here. An EdgeError
-    from `handle` becomes an answer with code `refused`; any other exception one with `internal`.
+    handle(request, reply): called in the server's thread and must return quickly; `reply(answer)` may be called from
+    any thread, then or later, once: further calls change nothing. The fields of the answer that say which request
+    it answers are filled in here. An EdgeError from `handle` becomes an answer with code `refused`, any other
+    exception one with `internal`.
     """
 
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         endpoint: str,
-        dialogue: Dialogue,
-        handle: Handler,
+        dialogue: Dialogue[Q, A],
+        handle: Callable[[Q, Callable[[A], None]], None],
         *,
         max_outstanding: int = 64,
         max_request_bytes: int = 65_536,
@@ -120,8 +107,8 @@ class RequestServer:
     ) -> None:
         self._context = context
         self._endpoint = endpoint
-        self._dialogue = dialogue
-        self._handle = handle
+        self._dialogue: Dialogue[Q, A] = dialogue
+        self._handle: Callable[[Q, Callable[[A], None]], None] = handle
         self._max_outstanding = max_outstanding
         self._max_request_bytes = max_request_bytes
         self._remembered = remembered
@@ -129,14 +116,14 @@ class RequestServer:
         self._secure = secure
         self._on_fatal = on_fatal
         self._lock = threading.Lock()  # guards _replies, _running, _wake and the counters
-        self._replies: deque[tuple[_Call, dict[str, Any]]] = deque()
+        self._replies: deque[tuple[_Call[Q], A]] = deque()
         self._running = False
         self._wake: Wake | None = None
         self._thread: threading.Thread | None = None
         self._counts = {"requests": 0, "malformed": 0, "refused_busy": 0, "repeated": 0, "failed": 0}
         # These belong to the thread.
-        self._open_calls: set[_Call] = set()
-        self._calls_by_id: dict[tuple[bytes, str], _Call] = {}
+        self._open_calls: set[_Call[Q]] = set()
+        self._calls_by_id: dict[tuple[bytes, str], _Call[Q]] = {}
         self._answers: OrderedDict[tuple[bytes, str], tuple[bytes, bytes]] = OrderedDict()
 
     def open(self) -> str:
@@ -176,7 +163,7 @@ class RequestServer:
                 self._wake.close()
                 self._wake = None
 
-    def __enter__(self) -> "RequestServer":
+    def __enter__(self) -> "RequestServer[Q, A]":
         self.open()
         return self
 
@@ -214,8 +201,8 @@ class RequestServer:
             with self._lock:
                 replies, self._replies = self._replies, deque()
                 running = self._running
-            for call, fields in replies:
-                self._answer(socket, call, fields)
+            for call, answer in replies:
+                self._end(socket, call, answer)
             if not running:
                 for call in list(self._open_calls):
                     self._refuse(socket, call, "stopped", "the daemon is stopping")
@@ -237,12 +224,13 @@ class RequestServer:
             request = self._dialogue.decode(body[0])
         except WireError as exc:
             self._count("malformed")
-            refusal = self._dialogue.refuse(None, _request_id(body), "malformed", str(exc))
-            self._send(socket, envelope, encode_request(refusal))
+            refusal = self._dialogue.refuse("malformed", str(exc))
+            body_out = encode_request(refusal.model_copy(update={"request_id": _request_id(body)}))
+            self._send(socket, envelope, body_out)
             return
         self._take_up(socket, _Call(envelope, request, hashlib.sha256(body[0]).digest()))
 
-    def _take_up(self, socket: zmq.Socket[bytes], call: _Call) -> None:
+    def _take_up(self, socket: zmq.Socket[bytes], call: _Call[Q]) -> None:
         key = (call.envelope[0], call.request.request_id)
         known = self._calls_by_id.get(key)
         answer = self._answers.get(key)
@@ -265,38 +253,31 @@ class RequestServer:
             self._calls_by_id[key] = call
         self._start(socket, call)
 
-    def _start(self, socket: zmq.Socket[bytes], call: _Call) -> None:
-        fields = call.request.model_dump(by_alias=True) | {"client": call.envelope[0].hex()}
+    def _start(self, socket: zmq.Socket[bytes], call: _Call[Q]) -> None:
         try:
-            self._handle(fields, lambda answer: self._reply(call, answer))
+            self._handle(call.request, lambda answer: self._reply(call, answer))
         except EdgeError as exc:
-            self._end(socket, call, self._dialogue.refuse(call.request, call.request.request_id, "refused", str(exc)))
+            self._end(socket, call, self._dialogue.refuse("refused", str(exc)))
         except Exception:
+            log.exception("%s request %r failed", self._dialogue.name, call.request.request_id)
             self._fail(socket, call, "a defect of the program; its log has the details")
 
-    def _reply(self, call: _Call, fields: dict[str, Any]) -> None:
+    def _reply(self, call: _Call[Q], answer: A) -> None:
         """From any thread."""
         with self._lock:
             if self._wake is not None:
-                self._replies.append((call, fields))
+                self._replies.append((call, answer))
                 self._wake.set()
 
-    def _answer(self, socket: zmq.Socket[bytes], call: _Call, fields: dict[str, Any]) -> None:
+    def _end(self, socket: zmq.Socket[bytes], call: _Call[Q], answer: A) -> None:
+        """The one answer of a request; kept for a client that asks again."""
         if call.answered:
             return
         try:
-            self._end(socket, call, self._dialogue.answer(call.request, fields))
-        except (ValidationError, WireError, TypeError):
-            self._fail(socket, call, "the answer could not be written, although the command may have run")
-
-    def _fail(self, socket: zmq.Socket[bytes], call: _Call, message: str) -> None:
-        log.exception("%s request %r failed", self._dialogue.name, call.request.request_id)
-        self._count("failed")
-        self._end(socket, call, self._dialogue.refuse(call.request, call.request.request_id, "internal", message))
-
-    def _end(self, socket: zmq.Socket[bytes], call: _Call, answer: Answer) -> None:
-        body = encode_request(answer)
-        if call.answered:
+            body = encode_request(answer.model_copy(update=self._dialogue.echo(call.request)))
+        except (WireError, AttributeError):
+            log.exception("the answer to %s request %r cannot be written", self._dialogue.name, call.request.request_id)
+            self._fail(socket, call, "the answer cannot be written, although the command may have run")
             return
         call.answered = True
         self._open_calls.discard(call)
@@ -308,11 +289,15 @@ class RequestServer:
                 self._answers.popitem(last=False)
         self._send(socket, call.envelope, body)
 
-    def _refuse(self, socket: zmq.Socket[bytes], call: _Call, code: str, message: str) -> None:
+    def _fail(self, socket: zmq.Socket[bytes], call: _Call[Q], message: str) -> None:
+        self._count("failed")
+        self._end(socket, call, self._dialogue.refuse("internal", message))
+
+    def _refuse(self, socket: zmq.Socket[bytes], call: _Call[Q], code: str, message: str) -> None:
         """Without remembering: the same request may be asked again."""
         call.answered = True
         self._open_calls.discard(call)
-        refusal = self._dialogue.refuse(call.request, call.request.request_id, code, message)
+        refusal = self._dialogue.refuse(code, message).model_copy(update=self._dialogue.echo(call.request))
         self._send(socket, call.envelope, encode_request(refusal))
 
     def _send(self, socket: zmq.Socket[bytes], envelope: list[bytes], body: bytes) -> None:

@@ -242,7 +242,7 @@ def decode_control_reply(body: bytes) -> ControlReply:
 def decode_job(result: dict[str, Any] | None) -> JobState:
     """State of a job from the result of the command `job`. Raises WireError."""
     try:
-        return JobState.model_validate(result, strict=True)
+        return JobState.model_validate(result)
     except ValidationError as exc:
         raise WireError(f"no job state: {_summary(exc)}") from exc
 
