@@ -109,7 +109,8 @@ def _despite_missing_recipes(path: Path) -> Config | None:
 def _recipes(config: Config, ready: dict[str, ReadyRecipe]) -> Iterator[Finding]:
     """The provider, then every recipe through the whole load order; those that pass go into `ready` by camera."""
     engine = config.engine
-    sessions = Sessions(EngineOptions(engine.provider, engine.fallback, engine.intra_op_threads))
+    threads = engine.intra_op_threads or physical_cores()
+    sessions = Sessions(EngineOptions(engine.provider, engine.fallback, threads))
     try:
         provider = sessions.extractor(_PROBE_GRAPH, "probe").provider
     except ProviderError as error:

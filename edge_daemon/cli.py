@@ -7,6 +7,7 @@ import what they need when they run.
 import argparse
 import io
 import json
+import logging
 import os
 import sys
 import tomllib
@@ -27,6 +28,7 @@ EXIT_INTERRUPTED = 130
 
 if TYPE_CHECKING:
     from edge_daemon.artefact.store import Store
+    from edge_daemon.config import Config
 
 _DEFAULT_CONFIG = "/etc/edge-daemon/edge.toml"
 
@@ -171,9 +173,39 @@ def _search_threads(path: Path | None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from edge_daemon.app import run
+
+    _start_log()
+    return run(_config_to_run(arguments.config))
+
+
+def _config_to_run(path: Path) -> "Config":
+    """The configuration; a recipe that is missing is no reason to keep the other stations from working.
+
+    Its own station starts unfit and says why. Raises ConfigError with everything when anything else is wrong.
+    """
     from edge_daemon.config import load_config
 
-    return run(load_config(arguments.config))
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        try:
+            config = load_config(path, recipes_must_exist=False)
+        except ConfigError:
+            raise error from None
+        for problem in error.problems:
+            logging.error("%s", problem)
+        return config
+
+
+def _start_log() -> None:
+    """Log to standard error: for people with the time, for the systemd journal with the priority instead."""
+    if "JOURNAL_STREAM" in os.environ:
+        for level, priority in ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6)):
+            logging.addLevelName(level, f"<{priority}>")  # sd-daemon(3)
+        form = "%(levelname)s%(message)s"
+    else:
+        form = "%(asctime)s %(levelname)-8s %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -350,28 +350,9 @@ _SCALARS = st.one_of(
 )
 _KEYS = st.sampled_from(
     [
-        "line",
-        "state_dir",
-        "wire",
-        "engine",
-        "journal",
-        "store",
-        "cameras",
-        "stations",
-        "results",
-        "top",
-        "st1",
-        "views",
-        "camera",
-        "recipe",
-        "kind",
-        "source",
-        "path",
-        "trigger",
-        "deadline_ms",
-        "frame_timeout_ms",
-        "provider",
-        "fallback",
+        *("line", "state_dir", "wire", "engine", "journal", "store", "cameras", "stations", "results", "top", "st1"),
+        *("views", "camera", "recipe", "kind", "source", "path", "trigger", "deadline_ms", "frame_timeout_ms"),
+        *("provider", "fallback"),
     ]
 )
 _TABLES = st.recursive(_SCALARS, lambda inner: st.dictionaries(_KEYS, inner, max_size=5), max_leaves=12)
