@@ -42,6 +42,12 @@ class UsageError(EdgeError):
     """The command line cannot be carried out as it stands."""
 
 
+_FAULTS: Final[Mapping[type[EdgeError], tuple[int, str]]] = {
+    UsageError: (USAGE, "usage"),
+    NoAnswerError: (NO_ANSWER, "no_answer"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoints:
     """Where the daemon is."""
@@ -65,8 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except EdgeError as exc:
-        print(f"edge-ctl: {exc}", file=sys.stderr)
-        return {UsageError: USAGE, NoAnswerError: NO_ANSWER}.get(type(exc), REFUSED)
+        status, code = _FAULTS.get(type(exc), (REFUSED, "failed"))
+        if args.json:
+            print(json.dumps({"ok": False, "error": {"code": code, "message": str(exc)}}))
+        else:
+            print(f"edge-ctl: {exc}", file=sys.stderr)
+        return status
 
 
 def find_endpoints(args: argparse.Namespace, environment: Mapping[str, str]) -> Endpoints:
@@ -81,7 +91,9 @@ def find_endpoints(args: argparse.Namespace, environment: Mapping[str, str]) -> 
             raise UsageError(f"{args.config}: `wire` is no table")
 
     def find(name: str, default: str) -> str:
-        found = getattr(args, name) or environment.get(f"EDGE_CTL_{name.upper()}") or configured.get(name, default)
+        # EDGE_WIRE__... is how the daemon's own environment overrides its file.
+        told = (environment.get(f"{prefix}{name.upper()}") for prefix in ("EDGE_CTL_", "EDGE_WIRE__"))
+        found = getattr(args, name) or next(filter(None, told), None) or configured.get(name, default)
         if not isinstance(found, str):
             raise UsageError(f"{args.config}: wire.{name} is no endpoint such as {default}")
         return found
