@@ -10,6 +10,10 @@ class EndOfFrames(CameraError):
     """A finite replay has shown its last picture. Not a fault: the camera stays open and silent."""
 
 
+class FrameLost(CameraError):
+    """One frame is lost (unreadable, incomplete), and only that: the camera goes on without being reopened."""
+
+
 class Camera(Protocol):
     """A source of frames. Constructors start nothing; all calls come from one thread.
 
@@ -51,10 +55,11 @@ class Camera(Protocol):
         ...
 
     def grab(self, timeout_ns: int) -> Frame | None:
-        """The next frame, or None when none came within the timeout.
+        """The next frame, or None when none came within the timeout. A timeout of 0 only fetches what is
+        already there: nothing is exposed for it, so that old frames can be drained.
 
         In triggered use the first frame exposed after the last `trigger`; of an earlier trigger whose frame
-        was not yet fetched, nothing comes any more. Raises CameraError when the camera is gone or when this
-        frame is lost, EndOfFrames after the last picture of a finite replay.
+        was not yet fetched, nothing comes any more. Raises CameraError when the camera is gone, FrameLost
+        when only this frame is, EndOfFrames after the last picture of a finite replay.
         """
         ...

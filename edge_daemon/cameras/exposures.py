@@ -31,17 +31,18 @@ class Exposures:
         self._exposure_ns = exposure_ns
         self._triggers = 0
         self._pending: Exposure | None = None
-        self._start_ns, self._start_index = 0, first_index
+        self._start_ns: int | None = None
+        self._start_index = first_index
 
     @property
     def triggered(self) -> bool:
         """Whether a trigger ever came: then nothing comes without one."""
         return self._triggers > 0
 
-    def start(self, now_ns: int) -> None:
-        """The camera was opened: a free run begins here, and what was pending is gone."""
+    def restart(self) -> None:
+        """The camera was opened: what was pending is gone, and a free run begins when it is first asked for."""
         self._pending = None
-        self._start_ns, self._start_index = now_ns, self._next_index
+        self._start_ns = None
 
     def trigger(self, now_ns: int) -> None:
         """Expose the next picture; an earlier one that was not fetched is lost, as its part is past."""
@@ -49,12 +50,17 @@ class Exposures:
         self._pending = Exposure(self._next_index, now_ns + self._exposure_ns, self._triggers)
         self._next_index += 1
 
-    def next(self, now_ns: int) -> Exposure | None:
-        """The exposure to fetch next, complete or not yet; None when nobody asked for one."""
+    def next(self, now_ns: int, draining: bool) -> Exposure | None:
+        """The exposure to fetch next, complete or not yet; None when nobody asked for one. Draining asks for
+        none: it neither exposes on demand nor begins a free run."""
         if self.triggered:
             return self._pending
+        if draining and (self._start_ns is None or not self._period_ns):
+            return None
         if not self._period_ns:
             return Exposure(self._next_index, now_ns, 0)
+        if self._start_ns is None:
+            self._start_ns, self._start_index = now_ns, self._next_index
         newest = self._start_index + int((now_ns - self._start_ns) / self._period_ns)
         self._next_index = max(self._next_index, newest - BUFFERED_FRAMES + 1)
         since_start = (self._next_index - self._start_index) * self._period_ns

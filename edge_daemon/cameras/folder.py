@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_daemon.artefact.pictures import find_pictures, read_picture
-from edge_daemon.cameras.base import EndOfFrames
+from edge_daemon.cameras.base import EndOfFrames, FrameLost
 from edge_daemon.cameras.config import FolderConfig
 from edge_daemon.cameras.exposures import Exposures
 from edge_daemon.cameras.waiting import Clock, Pause, Waiter
@@ -66,7 +66,7 @@ class FolderCamera:
         if self._config.preload and not self._decoded:
             self._decoded = self._decode_all()
         self._waiter.start()
-        self._exposures.start(self._waiter.now_ns)
+        self._exposures.restart()
         self._is_open = True
 
     def close(self) -> None:
@@ -78,11 +78,11 @@ class FolderCamera:
         self._exposures.trigger(self._waiter.now_ns)
 
     def grab(self, timeout_ns: int) -> Frame | None:
-        """As the contract says. A picture that cannot be read is a lost frame: CameraError names the file, and the
+        """As the contract says. A picture that cannot be read is a lost frame: FrameLost names the file, and the
         next grab goes on with the next one. A folder that is gone is a lost camera."""
         self._require_open()
         now_ns = self._waiter.now_ns
-        exposure = self._exposures.next(now_ns)
+        exposure = self._exposures.next(now_ns, draining=timeout_ns <= 0)
         if exposure is not None and exposure.index >= len(self._paths) and not self._config.loop:
             raise EndOfFrames(f"camera {self._name}: all {len(self._paths)} pictures of {self._config.path} were shown")
         if exposure is None or exposure.complete_ns > now_ns + timeout_ns:
@@ -97,7 +97,7 @@ class FolderCamera:
         except PictureError as exc:
             self._require_folder()
             self._exposures.fetched(exposure)
-            raise CameraError(f"camera {self._name}: frame {exposure.index + 1} is lost: {exc}") from exc
+            raise FrameLost(f"camera {self._name}: frame {exposure.index + 1} is lost: {exc}") from exc
         self._exposures.fetched(exposure)
         return Frame(self._name, exposure.index + 1, pixels, self._waiter.now_ns)
 

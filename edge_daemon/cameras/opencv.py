@@ -94,7 +94,7 @@ class OpenCVCamera:
             raise CameraError(f"camera {self._name}: {where} {problem}")
         self._waiter.start()
         if self._config.is_file:
-            self._exposures.start(self._waiter.now_ns)
+            self._exposures.restart()
             self._source = _Recording(self._name, self._config, capture)
         else:
             self._source = _LiveReader(self._name, self._config, capture, self._clock_ns, self._live_frames)
@@ -125,7 +125,7 @@ class OpenCVCamera:
             number, picture, arrived_ns = found
             return Frame(self._name, number, _as_pixels(self._name, picture, self._config.mono), arrived_ns)
         now_ns = self._waiter.now_ns
-        exposure = self._exposures.next(now_ns)
+        exposure = self._exposures.next(now_ns, draining=timeout_ns <= 0)
         if exposure is None:
             self._waiter.until(now_ns + timeout_ns)
             return None

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_daemon.cameras.base import FrameLost
 from edge_daemon.cameras.config import Fault, SimulatedConfig
 from edge_daemon.cameras.exposures import Exposure, Exposures
 from edge_daemon.cameras.waiting import Clock, Pause, Waiter
@@ -57,7 +58,7 @@ class SimulatedCamera:
         self._unreachable_until_ns = None
         self._scene = self._scene or Scene(self._config.product, self._config.size)
         self._waiter.start()
-        self._exposures.start(self._waiter.now_ns)
+        self._exposures.restart()
         self._is_open = True
 
     def close(self) -> None:
@@ -72,7 +73,7 @@ class SimulatedCamera:
         scene = self._require_open()
         deadline_ns = self._waiter.now_ns + timeout_ns
         while True:
-            exposure = self._exposures.next(self._waiter.now_ns)
+            exposure = self._exposures.next(self._waiter.now_ns, draining=timeout_ns <= 0)
             if exposure is None or exposure.complete_ns > deadline_ns:
                 self._waiter.until(deadline_ns)
                 self._require_open()
@@ -100,7 +101,7 @@ class SimulatedCamera:
 
     def _failure(self, frame_id: int, fault: Fault) -> CameraError:
         if fault.action == "error":
-            return CameraError(f"camera {self._name}: frame {frame_id} came incomplete (scripted); it is lost")
+            return FrameLost(f"camera {self._name}: frame {frame_id} came incomplete (scripted); it is lost")
         self._unreachable_until_ns = self._waiter.now_ns + round(fault.seconds * 1e9)
         return CameraError(f"camera {self._name}: connection lost at frame {frame_id} (scripted); it must be reopened")
 

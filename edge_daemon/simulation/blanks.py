@@ -271,7 +271,7 @@ def _cap(side: int) -> Blank:
         grain_at=None,
         grain_gain=np.asarray(0.4 + 0.6 * _ramp(r - 0.31, side), np.float32),
         rest=_modular_belt(side),
-        scratched=(176, 204, 236),
+        scratched=(206, 224, 244),
         turn_deg=2.5,
         shift=0.008,
     )
@@ -373,11 +373,11 @@ class _Placed:
 
 
 def _placements() -> list[_Placed]:
-    rows = [_Placed("resistor", -0.335 + 0.062 * i, 0.235, 0.022, 0.0125) for i in range(5)]
-    rows += [_Placed("capacitor", -0.335 + 0.062 * i, 0.185, 0.022, 0.0135) for i in range(3)]
-    rows += [_Placed("resistor", 0.335, -0.10 + 0.052 * i, 0.022, 0.0125) for i in range(4)]
-    rows += [_Placed("capacitor", 0.055, -0.19 + 0.055 * i, 0.022, 0.0145) for i in range(3)]
-    rows += [_Placed("capacitor", 0.22, 0.225, 0.030, 0.019), _Placed("resistor", 0.30, 0.235, 0.022, 0.0125)]
+    rows = [_Placed("resistor", -0.335 + 0.062 * i, 0.235, 0.027, 0.0165) for i in range(5)]
+    rows += [_Placed("capacitor", -0.335 + 0.062 * i, 0.185, 0.027, 0.0175) for i in range(3)]
+    rows += [_Placed("resistor", 0.335, -0.10 + 0.052 * i, 0.027, 0.0165) for i in range(4)]
+    rows += [_Placed("capacitor", 0.055, -0.19 + 0.055 * i, 0.027, 0.0185) for i in range(3)]
+    rows += [_Placed("capacitor", 0.22, 0.225, 0.034, 0.022), _Placed("resistor", 0.30, 0.235, 0.027, 0.0165)]
     return [
         _Placed("chip", -0.15, -0.035, 0.105, 0.105),
         _Placed("driver", 0.21, -0.03, 0.062, 0.085),
@@ -434,11 +434,13 @@ def _traces(canvas: Bytes, side: int) -> None:
 
 
 def _lands(canvas: Bytes, part: _Placed, side: int) -> None:
-    """Tinned pads that stay visible where a component is missing."""
-    tin = (178, 182, 184)
+    """Gold pads and a printed outline, which show where a component is missing."""
     if part.small:
+        _box(canvas, part.x, part.y, part.half_w * 0.98, part.half_h * 0.98, side, (222, 226, 220))
+        _box(canvas, part.x, part.y, part.half_w * 0.90, part.half_h * 0.84, side, (22, 84, 52))
         for sign in (-1, 1):
-            _box(canvas, part.x + sign * part.half_w * 0.78, part.y, part.half_w * 0.36, part.half_h * 1.1, side, tin)
+            _box(canvas, part.x + sign * part.half_w * 0.58, part.y, part.half_w * 0.26, part.half_h * 0.7, side,
+                 (214, 172, 84))  # fmt: skip
 
 
 def _component(canvas: Bytes, part: _Placed, side: int) -> None:

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from edge_daemon.cameras.base import Camera, EndOfFrames
+from edge_daemon.cameras.base import Camera, EndOfFrames, FrameLost
 from edge_daemon.cameras.config import CameraConfig, FolderConfig, OpenCVConfig, SimulatedConfig
 from edge_daemon.cameras.exposures import BUFFERED_FRAMES
 from edge_daemon.cameras.folder import FolderCamera
@@ -206,6 +206,17 @@ def test_a_trigger_gives_exactly_one_frame_and_none_comes_without(bench: Bench) 
     assert bench.camera.grab(PATIENCE_NS) is not None
 
 
+def test_draining_ends_and_exposes_nothing(bench: Bench) -> None:
+    bench.camera.open()
+    while bench.camera.grab(0) is not None:
+        assert bench.time is None  # only a live camera has frames that nobody asked for
+    bench.camera.trigger()
+    first = bench.camera.grab(PATIENCE_NS)
+    assert first is not None
+    assert bench.time is None or first.frame_id == 1
+    assert bench.camera.grab(0) is None
+
+
 def test_a_triggered_camera_stays_triggered_after_a_reconnect(bench: Bench) -> None:
     bench.camera.open()
     bench.camera.trigger()
@@ -295,7 +306,7 @@ def ids(camera: Camera, count: int, timeout_ns: int = 100 * MS) -> list[int | st
 
 def test_the_simulated_frame_is_the_rendered_part_of_its_index() -> None:
     camera = simulated(FakeTime(), seed=3, first_index=40, defect_rate=0.5)
-    frame = camera.grab(0)
+    frame = camera.grab(MS)
     assert frame is not None
     assert frame.frame_id == 41
     truth = defect_script(SimulatedConfig(kind="simulated", product="cap", seed=3, defect_rate=0.5)).truth(40)
@@ -373,7 +384,7 @@ def test_closing_from_elsewhere_ends_a_hang_at_once() -> None:
 
 def test_black_and_wrong_size_are_delivered_as_they_are() -> None:
     camera = simulated(FakeTime(), faults=[{"frame": 1, "action": "black"}, {"frame": 2, "action": "wrong_size"}])
-    black, small = camera.grab(0), camera.grab(0)
+    black, small = camera.grab(MS), camera.grab(MS)
     assert black is not None
     assert small is not None
     assert not black.pixels.any()
@@ -417,7 +428,7 @@ def replay(path: Path, fake: FakeTime | None = None, **keys: Any) -> FolderCamer
 
 
 def levels(camera: Camera, count: int) -> list[int]:
-    frames = [camera.grab(0) for _ in range(count)]
+    frames = [camera.grab(MS) for _ in range(count)]
     return [int(f.pixels.flat[0]) for f in frames if f is not None]
 
 
@@ -448,9 +459,8 @@ def test_an_unreadable_picture_is_one_lost_frame_named_in_the_error(
     camera = replay(folder, preload=preload)
     camera.open()
     assert ids(camera, 1) == [1]
-    with pytest.raises(CameraError, match=r"frame 2 is lost.*b2\.png") as caught:
-        camera.grab(0)
-    assert not isinstance(caught.value, EndOfFrames)
+    with pytest.raises(FrameLost, match=r"frame 2 is lost.*b2\.png"):
+        camera.grab(MS)
     assert ids(camera, 4) == [3, 4, 5, 6]
 
 
@@ -471,7 +481,7 @@ def test_a_folder_that_vanishes_is_a_lost_camera_that_comes_back(folder: Path, t
     assert ids(camera, 1) == [1]
     shutil.move(folder, tmp_path / "elsewhere")
     with pytest.raises(CameraError, match="gone"):
-        camera.grab(0)
+        camera.grab(MS)
     camera.close()
     with pytest.raises(CameraError, match="gone"):
         camera.open()
@@ -521,11 +531,24 @@ def test_a_replay_at_a_rate_waits_for_its_time(folder: Path) -> None:
     assert camera.grab(100 * MS) is None
 
 
+def test_triggers_take_the_pictures_one_by_one_whatever_the_rate_and_however_late(folder: Path) -> None:
+    fake = FakeTime()
+    camera = replay(folder, fake, rate_hz=30)
+    camera.open()
+    seen: list[int | str | None] = []
+    for _ in range(3):
+        fake.pause_s(10)
+        assert camera.grab(0) is None
+        camera.trigger()
+        seen += ids(camera, 1)
+    assert seen == [1, 2, 3]
+
+
 def test_a_picture_of_another_size_is_delivered_as_it_is(folder: Path) -> None:
     cv2.imwrite(str(folder / "a1.png"), np.zeros((20, 30, 3), np.uint8))
     camera = replay(folder)
     camera.open()
-    frame = camera.grab(0)
+    frame = camera.grab(MS)
     assert frame is not None
     assert frame.pixels.shape == (20, 30, 3)
 
@@ -543,7 +566,7 @@ def test_a_video_gives_its_frames_in_order_as_rgb_or_grey(video: Path) -> None:
     for mono, shape in ((False, (48, 64, 3)), (True, (48, 64))):
         camera = recorded(video, mono=mono)
         camera.open()
-        frames = [camera.grab(0) for _ in range(PICTURES)]
+        frames = [camera.grab(MS) for _ in range(PICTURES)]
         camera.close()
         assert [f.pixels.shape for f in frames if f] == [shape] * PICTURES
         assert [round(float(f.pixels.mean()), -1) for f in frames if f] == [10, 20, 30, 40, 50, 60]
@@ -557,7 +580,7 @@ def test_red_stays_red(tmp_path: Path) -> None:
     writer.release()
     camera = recorded(path)
     camera.open()
-    frame = camera.grab(0)
+    frame = camera.grab(MS)
     camera.close()
     assert frame is not None
     red, green, blue = frame.pixels.reshape(-1, 3).mean(axis=0)
