@@ -1,0 +1,534 @@
+"""From a folder of good pictures to a recipe: split, bank, thresholds, golden samples, proof, file."""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edge_daemon import __version__
+from edge_daemon.artefact.pictures import decode_picture, encode_png, read_picture
+from edge_daemon.artefact.recipe import (
+    BACKBONE,
+    BANK,
+    MANIFEST,
+    bank_bytes,
+    manifest_bytes,
+    sha256,
+    verify_files,
+    write_recipe,
+)
+from edge_daemon.core.conformal import split_blocks
+from edge_daemon.core.coreset import k_centre_greedy, paper_start, project, sparse_random_projection
+from edge_daemon.core.decision import Evaluation, Evidence, Thresholds, judge_score
+from edge_daemon.core.geometry import Region
+from edge_daemon.core.resize import to_model_input
+from edge_daemon.detectors.base import Detector, judge_picture
+from edge_daemon.detectors.loading import build_detector, check_golden
+from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
+from edge_daemon.engines.nearest import make_engine
+from edge_daemon.engines.sessions import EngineOptions, OnnxExtractor, Sessions
+from edge_daemon.errors import EdgeError
+from export.backbone import resolve_backbone
+from export.calibrate import (
+    MIN_PICTURES,
+    Calibration,
+    calibrate,
+    features_of,
+    held_out_fraction,
+    leave_one_out,
+)
+from export.errors import CalibrationError, ExportError, PicturesError
+from export.fuse import FusedBackbone, Profile
+from export.gather import Gathered, Progress, first_frame_size, gather, large_array, list_pictures
+
+DEFAULT_HELD_OUT = 0.3
+PAPER_SIZE = (224, 224)
+_PAPER_RESIZE = 256 / 224  # short side 256, centre crop 224
+_PAPER_DIMS = 128
+# A golden sample this close to a threshold (relative) might change sides on another PC and be refused there.
+_GOLDEN_CLEAR_OF_LIMIT = 0.02
+# The rounding of another CPU is relative to the embeddings' length, not to a score near zero.
+_GOLDEN_CLEAR_OF_ZERO = 0.1
+_CLEARLY_DAMAGED = 1.1  # times the threshold
+
+_PARAMETERS: dict[Profile, dict[str, Any]] = {
+    "anomalib": {
+        "neighbours": 9,
+        "metric": "euclidean",
+        "upsampling": "nearest",
+        "blur": "torch_reflect",
+        "blur_sigma_px": 4.0,
+    },
+    "paper": {
+        "neighbours": 1,
+        "metric": "squared_euclidean",
+        "upsampling": "bilinear",
+        "blur": "scipy_reflect",
+        "blur_sigma_px": 4.0,
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeRequest:
+    """What the engineer asked for; None leaves the choice to the pictures or the backbone.
+
+    size: width, height of the model input; coreset_ratio: share of the patches kept, 0 to 1;
+    false_reject_rate: per part, 0 to 1; held_out: share of blocks kept apart; block: see
+    `core.conformal.name_blocks`; region: of the full frame, in pixels; created_utc: ISO 8601.
+    """
+
+    name: str
+    images: Path
+    out: Path
+    created_utc: str
+    version: str
+    backbone: Path | None = None
+    profile: Profile | None = None
+    size: tuple[int, int] | None = None
+    coreset_ratio: float = 0.1
+    false_reject_rate: float | None = None
+    held_out: float | None = None
+    block: str | None = None
+    region: Region | None = None
+    um_per_px: float | None = None
+    provisional: bool = False
+    skip_unreadable: bool = False
+    seed: int = 0
+    engine: EngineOptions = field(default_factory=EngineOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltRecipe:
+    """What was written, for the summary. notes: what the engineer should know, one sentence each."""
+
+    path: Path
+    digest: str
+    manifest: dict[str, Any]
+    pictures: int
+    bank_pictures: int
+    patches: int
+    skipped: list[str]
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Station:
+    """What all banks of one build share."""
+
+    backbone: FusedBackbone
+    extractor: OnnxExtractor
+    settings: PatchCoreSettings
+    pictures: Gathered
+    request: RecipeRequest
+
+
+@dataclass(frozen=True, slots=True)
+class _Golden:
+    """A golden sample as it goes into the recipe."""
+
+    file: str
+    kind: Literal["good", "damaged"]
+    png: bytes
+    evidence: Evidence
+    evaluation: Evaluation
+
+
+def build_recipe(request: RecipeRequest, progress: Progress) -> BuiltRecipe:
+    """Build, prove and write one recipe. Nothing is written before all of it has passed.
+
+    Raises ExportError or EdgeError.
+    """
+    _check_request(request)
+    paths = list_pictures(request.images)
+    station, notes = _open_station(request, paths, progress)
+    pictures = station.pictures
+    if request.provisional:
+        calibration, bank = _provisional(station, progress)
+        in_bank = np.arange(len(pictures.names))
+        notes.append("PROVISIONAL: the threshold promises no false-reject rate; record more good parts and build again")
+    else:
+        bank_blocks, held = _split(request, pictures)
+        in_bank = pictures.indices(bank_blocks)
+        calibration, bank = _calibrated(station, in_bank, held, progress)
+    detector = _detector(station, bank, calibration.thresholds)
+    golden, golden_notes = _golden_samples(detector, station, calibration)
+    manifest = _manifest_fields(station, calibration, bank, golden, len(in_bank))
+    files = {
+        BANK: bank_bytes(bank),
+        BACKBONE: station.backbone.model_bytes,
+        MANIFEST: manifest_bytes(manifest),
+        **{g.file: g.png for g in golden},
+    }
+    digest = _prove(files, station)
+    write_recipe(request.out, files)
+    return BuiltRecipe(
+        path=request.out,
+        digest=digest,
+        manifest=json.loads(files[MANIFEST]),
+        pictures=len(pictures.names),
+        bank_pictures=len(in_bank),
+        patches=len(in_bank) * math.prod(station.backbone.grid),
+        skipped=pictures.skipped,
+        notes=[*notes, *golden_notes],
+    )
+
+
+def _check_request(request: RecipeRequest) -> None:
+    problems = []
+    if not 0 < request.coreset_ratio <= 1:
+        problems.append(f"--coreset-ratio must lie above 0 and at most at 1, not {request.coreset_ratio:g}")
+    if request.false_reject_rate is not None and not 0 < request.false_reject_rate < 1:
+        problems.append(f"--false-reject-rate must lie between 0 and 1, not {request.false_reject_rate:g}")
+    if request.held_out is not None and not 0 < request.held_out < 1:
+        problems.append(f"--held-out must lie between 0 and 1, not {request.held_out:g}")
+    if request.um_per_px is not None and not 0 < request.um_per_px < math.inf:
+        problems.append(f"--um-per-px must be a positive number, not {request.um_per_px:g}")
+    if request.provisional and request.false_reject_rate is not None:
+        problems.append("--provisional promises no rate: leave out --false-reject-rate")
+    parent = next((p for p in request.out.absolute().parents if p.exists()), Path("/"))
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        problems.append(f"--out {request.out}: the folder {parent} cannot be written")
+    if request.out.is_dir() and not (request.out / MANIFEST).is_file() and any(request.out.iterdir()):
+        problems.append(f"--out {request.out} is a folder with something else in it: give another name")
+    if problems:
+        raise ExportError("\n".join(problems))
+
+
+def _open_station(request: RecipeRequest, paths: Sequence[Path], progress: Progress) -> tuple[_Station, list[str]]:
+    """Backbone, geometry and pictures; with what is worth saying about them."""
+    _check_count(len(paths), request)
+    size = request.size
+    if size is None and request.backbone is None and request.profile == "paper":
+        size = PAPER_SIZE
+    backbone = resolve_backbone(request.backbone, request.profile, size)
+    frame_size = first_frame_size(paths)
+    settings = _settings(backbone, frame_size, request.region)
+    extractor = OnnxExtractor(backbone.model_bytes, backbone.sha256, request.engine)
+    prepare = partial(
+        to_model_input,
+        frame_size=settings.frame_size,
+        region=settings.region,
+        resize_to=settings.resize_to,
+        size=settings.size,
+        method=settings.resize,
+    )
+    scratch = Path(tempfile.gettempdir())
+    pictures = gather(
+        request.images, paths, prepare, backbone.size, request.block, request.skip_unreadable, scratch, progress
+    )
+    _check_count(len(pictures.names), request)
+    notes = []
+    if pictures.skipped:
+        notes.append(f"{len(pictures.skipped)} unreadable pictures were left out")
+    if pictures.copies:
+        notes.append(f"{pictures.copies} pictures are copies of others and count with them as one")
+    unseen = 1 - math.prod(settings.size) / math.prod(settings.resize_to)
+    if unseen > 0:
+        notes.append(
+            f"profile {backbone.profile} crops the centre: {unseen:.0%} of the picture, its border, is NOT judged"
+        )
+    return _Station(backbone, extractor, settings, pictures, request), notes
+
+
+def _check_count(count: int, request: RecipeRequest) -> None:
+    if count < MIN_PICTURES and not request.provisional:
+        raise PicturesError(
+            f"{request.images} holds {count} usable pictures, a calibrated threshold needs {MIN_PICTURES} or more: "
+            "record more good parts, or make a recipe marked provisional with --provisional"
+        )
+
+
+def _settings(backbone: FusedBackbone, frame_size: tuple[int, int], region: Region | None) -> PatchCoreSettings:
+    """Geometry and parameters of the profile. Raises PicturesError when the region leaves the frame."""
+    width, height = frame_size
+    if region is not None:
+        inside = region.x >= 0 and region.y >= 0 and region.x + region.w <= width and region.y + region.h <= height
+        if not inside or region.w < 1 or region.h < 1:
+            raise PicturesError(
+                f"--roi {region.x},{region.y},{region.w},{region.h} leaves the pictures, which are {width}x{height} px"
+            )
+        width, height = region.w, region.h
+    resize_to = backbone.size
+    if backbone.profile == "paper":
+        factor = _PAPER_RESIZE * max(backbone.size[0] / width, backbone.size[1] / height)
+        resize_to = max(backbone.size[0], int(width * factor)), max(backbone.size[1], int(height * factor))
+    return PatchCoreSettings(
+        frame_size=frame_size,
+        region=region,
+        resize="antialias" if backbone.profile == "anomalib" else "area",
+        resize_to=resize_to,
+        size=backbone.size,
+        extent=backbone.extent,
+        **_PARAMETERS[backbone.profile],
+    )
+
+
+def _split(request: RecipeRequest, pictures: Gathered) -> tuple[list[str], list[str]]:
+    """Blocks for the bank, blocks for the threshold."""
+    blocks = len(set(pictures.blocks))
+    try:
+        fraction = held_out_fraction(request.held_out, DEFAULT_HELD_OUT, blocks)
+        return split_blocks(pictures.blocks, fraction, request.seed)
+    except EdgeError as exc:
+        raise CalibrationError(str(exc)) from exc
+
+
+def _calibrated(
+    station: _Station, in_bank: NDArray[np.int64], held: list[str], progress: Progress
+) -> tuple[Calibration, NDArray[np.float32]]:
+    bank = _bank_of(_embed(station, in_bank, progress), station, progress)
+    # A threshold for scoring only; none is known yet.
+    detector = _detector(station, bank, Thresholds(0.0, 0.0, 0.0))
+    return calibrate(detector, station.pictures, held, station.request.false_reject_rate, progress), bank
+
+
+def _provisional(station: _Station, progress: Progress) -> tuple[Calibration, NDArray[np.float32]]:
+    """A bank of all pictures; thresholds from banks of all but one block."""
+    everything = np.arange(len(station.pictures.names))
+    embeddings = _embed(station, everything, progress)
+    patches = math.prod(station.backbone.grid)
+
+    def detector_without(kept: NDArray[np.int64]) -> Detector:
+        rows = (kept[:, None] * patches + np.arange(patches)).ravel()
+        return _detector(station, _bank_of(embeddings[rows], station, None), Thresholds(0.0, 0.0, 0.0))
+
+    calibration = leave_one_out(detector_without, station.pictures, progress)
+    return calibration, _bank_of(embeddings, station, progress)
+
+
+def _embed(station: _Station, indices: NDArray[np.int64], progress: Progress) -> NDArray[np.float32]:
+    """Patch embeddings of some pictures, (pictures · patches, dim) float32, each held once."""
+    patches, dim = math.prod(station.backbone.grid), station.backbone.dim
+    embeddings = large_array((len(indices) * patches, dim), np.float32, Path(tempfile.gettempdir()))
+    with progress("embedding", len(indices)) as advance:
+        for position, index in enumerate(indices.tolist()):
+            features = features_of(station.extractor, station.pictures, index)
+            embeddings[position * patches : (position + 1) * patches] = features.reshape(patches, dim)
+            advance(1)
+    return embeddings
+
+
+def _bank_of(embeddings: NDArray[np.float32], station: _Station, progress: Progress | None) -> NDArray[np.float32]:
+    """The coreset's rows, in full dimension (Roth et al. 2022, section 3.2; profiles as published)."""
+    request, seed = station.request, station.request.seed
+    count = max(int(len(embeddings) * request.coreset_ratio), min(station.settings.neighbours, len(embeddings)))
+    paper = station.backbone.profile == "paper"
+    matrix = sparse_random_projection(len(embeddings), embeddings.shape[1], seed, _PAPER_DIMS if paper else None)
+    projected = embeddings if matrix is None else project(embeddings, matrix)
+    initial = paper_start(projected, seed) if paper else None
+
+    def select(report: Callable[[int], None] | None) -> NDArray[np.int64]:
+        return k_centre_greedy(projected, count, seed=seed, initial_distance=initial, progress=report)
+
+    if progress is None:
+        return np.ascontiguousarray(embeddings[select(None)])
+    with progress("coreset", count) as advance:
+        done = 0
+
+        def report(taken: int) -> None:
+            nonlocal done
+            advance(taken - done)
+            done = taken
+
+        return np.ascontiguousarray(embeddings[select(report)])
+
+
+def _detector(station: _Station, bank: NDArray[np.float32], thresholds: Thresholds) -> PatchCoreDetector:
+    return PatchCoreDetector(station.settings, thresholds, station.extractor, bank, make_engine("auto", bank))
+
+
+def _golden_samples(
+    detector: PatchCoreDetector, station: _Station, calibration: Calibration
+) -> tuple[list[_Golden], list[str]]:
+    """Lowest, median and highest good picture that no rounding can move over the threshold, and a damaged one."""
+    candidates = _good_candidates(detector, station, calibration)
+    golden = [
+        _judge_golden(detector, f"golden/good-{number}.png", "good", read_picture(station.pictures.paths[index]))
+        for number, index in enumerate(candidates, start=1)
+    ]
+    middle = candidates[len(candidates) // 2] if candidates else calibration.scored[0].index
+    damaged = _damaged_sample(detector, station, read_picture(station.pictures.paths[middle]))
+    notes = []
+    if damaged is None:
+        notes.append(
+            "WARNING: damage pasted on a good part does not come out clearly NotOK: this recipe may be blind. It has "
+            "no damaged golden sample; look at the pictures, the region and the model size before it is used"
+        )
+    else:
+        golden.append(damaged)
+    if not golden:
+        raise CalibrationError(
+            "no picture lies clearly on one side of the threshold, so none can prove the recipe on another PC: "
+            "more, or more varied, good parts are needed"
+        )
+    return golden, notes
+
+
+def _good_candidates(detector: PatchCoreDetector, station: _Station, calibration: Calibration) -> list[int]:
+    """Up to three pictures, lowest, median and highest score of those clear of zero and of the threshold."""
+    limit = calibration.thresholds.lower
+    scores = {s.index: s.score for s in calibration.scored}
+    if calibration.conformal is None:  # now in the bank, they score lower than when they were left out
+        for index in scores:
+            features = features_of(detector.extractor, station.pictures, index)
+            scores[index] = detector.judge(features, calibration.thresholds).score
+    clear = sorted(
+        (score, index)
+        for index, score in scores.items()
+        if score > _GOLDEN_CLEAR_OF_ZERO * limit and abs(score - limit) > _GOLDEN_CLEAR_OF_LIMIT * limit
+    )
+    chosen = dict.fromkeys([0, len(clear) // 2, len(clear) - 1] if clear else [])
+    return [clear[place][1] for place in chosen]
+
+
+def _judge_golden(
+    detector: PatchCoreDetector, file: str, kind: Literal["good", "damaged"], pixels: NDArray[np.uint8]
+) -> _Golden:
+    """What the live engine gives for the picture as it will be read from the recipe."""
+    png = encode_png(pixels)
+    evidence = judge_picture(detector, decode_picture(png, file))
+    verdict = judge_score(evidence.score, evidence.max_distance, detector.thresholds)
+    return _Golden(file, kind, png, evidence, verdict.evaluation)
+
+
+def _damaged_sample(detector: PatchCoreDetector, station: _Station, pixels: NDArray[np.uint8]) -> _Golden | None:
+    """A good picture with seeded damage, larger each time until it is clearly NotOK; None when it never is."""
+    clearly = _CLEARLY_DAMAGED * detector.thresholds.upper
+    for share in (0.15, 0.25, 0.4):
+        spoiled = damage(pixels, station.settings, share, station.request.seed)
+        golden = _judge_golden(detector, "golden/damaged-1.png", "damaged", spoiled)
+        if golden.evaluation is Evaluation.NOT_OK and golden.evidence.score > clearly:
+            return golden
+    return None
+
+
+def damage(pixels: NDArray[np.uint8], settings: PatchCoreSettings, share: float, seed: int) -> NDArray[np.uint8]:
+    """Paste coarse noise over a square of what is judged; the frame outside it stays as it is.
+
+    pixels: (H, W) or (H, W, 3) uint8; share: side of the square over the shorter side of the judged
+    rectangle. Grains are an eighth of the square, so that they survive the resize to model size.
+    """
+    rng = np.random.default_rng(seed)
+    region = settings.region or Region(0, 0, *settings.frame_size)
+    width = region.w * settings.size[0] // settings.resize_to[0]
+    height = region.h * settings.size[1] // settings.resize_to[1]
+    side = max(1, int(min(width, height) * share))
+    x = region.x + (region.w - width) // 2 + int(rng.integers(width - side + 1))
+    y = region.y + (region.h - height) // 2 + int(rng.integers(height - side + 1))
+    grains = rng.integers(0, 2, (8, 8, 3), dtype=np.uint8) * np.uint8(255)
+    noise = np.asarray(cv2.resize(grains, (side, side), interpolation=cv2.INTER_NEAREST), np.uint8)
+    spoiled = pixels.copy()
+    spoiled[y : y + side, x : x + side] = noise if pixels.ndim == 3 else noise[..., 0]
+    return spoiled
+
+
+def _manifest_fields(
+    station: _Station,
+    calibration: Calibration,
+    bank: NDArray[np.float32],
+    golden: Sequence[_Golden],
+    bank_pictures: int,
+) -> dict[str, Any]:
+    """Everything of recipe.json but its own digest."""
+    request, settings, backbone = station.request, station.settings, station.backbone
+    region = settings.region
+    return {
+        "required_features": ["patchcore/1"],
+        "name": request.name,
+        "version": request.version,
+        "created_utc": request.created_utc,
+        "detector": "patchcore",
+        "view": {
+            "frame_size": settings.frame_size,
+            "region": (region.x, region.y, region.w, region.h) if region else None,
+            "um_per_px": request.um_per_px,
+        },
+        "preprocess": {"resize": settings.resize, "size": settings.size, "resize_to": settings.resize_to},
+        "backbone": {
+            "name": backbone.name,
+            "sha256": backbone.sha256,
+            "file": BACKBONE,
+            "precision": backbone.precision,
+            "grid": backbone.grid,
+            "extent": backbone.extent,
+            "dim": backbone.dim,
+        },
+        "parameters": {"profile": backbone.profile, **_PARAMETERS[backbone.profile]},
+        "bank": {"file": BANK, "sha256": sha256(bank_bytes(bank)), "rows": len(bank), "dim": bank.shape[1]},
+        "thresholds": {
+            "lower": calibration.thresholds.lower,
+            "upper": calibration.thresholds.upper,
+            "pixel": calibration.thresholds.pixel,
+        },
+        "provisional": calibration.conformal is None,
+        "calibration": {**calibration.evidence, "seed": request.seed, "block": request.block},
+        "golden": [
+            {
+                "file": g.file,
+                "sha256": sha256(g.png),
+                "kind": g.kind,
+                "score": g.evidence.score,
+                "max_distance": g.evidence.max_distance,
+                "evaluation": g.evaluation.label,
+            }
+            for g in golden
+        ],
+        "provenance": _provenance(station, bank_pictures),
+    }
+
+
+def _provenance(station: _Station, bank_pictures: int) -> dict[str, Any]:
+    """What the recipe was made of, and with what."""
+    request, pictures, backbone = station.request, station.pictures, station.backbone
+    listing = "\n".join(f"{digest} {name}" for name, digest in zip(pictures.names, pictures.digests, strict=True))
+    return {
+        "software": {
+            "edge-daemon": __version__,
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+            "onnxruntime": ort.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "provider": station.extractor.provider,
+        },
+        "pictures": {
+            "count": len(pictures.names),
+            "in_bank": bank_pictures,
+            "copies": pictures.copies,
+            "skipped": len(pictures.skipped),
+            "blocks": len(set(pictures.blocks)),
+            "sha256_of_model_inputs": hashlib.sha256(listing.encode()).hexdigest(),
+        },
+        "coreset": {"method": "k-centre greedy", "ratio": request.coreset_ratio, "seed": request.seed},
+        "backbone": {
+            "layers": backbone.layers,
+            "opset": backbone.opset,
+            "raw_sha256": backbone.raw_sha256,
+            "source": backbone.source_name,
+            "source_sha256": backbone.source_sha256,
+            "licence": backbone.licence,
+            "provenance": backbone.provenance,
+        },
+    }
+
+
+def _prove(files: dict[str, bytes], station: _Station) -> str:
+    """The whole load order on what is about to be written, in a session of its own. Returns the digest."""
+    recipe = verify_files(files, f"the new recipe {station.request.name}")
+    detector = build_detector(recipe, Sessions(station.request.engine))
+    for golden in recipe.golden:
+        check_golden(recipe, detector, golden)
+    return recipe.digest

@@ -1,0 +1,172 @@
+"""Thresholds from good pictures that the bank has not seen (split conformal), or, for a few, leave-one-out."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_daemon.core.conformal import (
+    CONFIDENCE,
+    ConformalThreshold,
+    RateNotSupportedError,
+    block_scores,
+    conformal_threshold,
+    smallest_supported_rate,
+)
+from edge_daemon.core.decision import Thresholds
+from edge_daemon.detectors.base import Detector, Extractor
+from export.errors import CalibrationError
+from export.gather import Gathered, Progress
+
+MIN_PICTURES = 20  # below, only a provisional recipe
+MIN_HELD_OUT = 9  # the fewest that support a round rate: 10%
+MAX_LEAVE_OUT_BLOCKS = 60  # one coreset each; with more there are enough for a calibrated threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One good picture judged by a bank that has not seen it. index: in `Gathered`; peak: map's maximum."""
+
+    index: int
+    score: float
+    peak: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Thresholds with their evidence. conformal is None for a provisional recipe."""
+
+    thresholds: Thresholds
+    scored: list[Scored]
+    conformal: ConformalThreshold | None
+    evidence: dict[str, Any]
+
+
+def held_out_fraction(stated: float | None, default: float, blocks: int) -> float:
+    """The share of blocks kept apart: as stated, else the default, or what the smallest promise needs.
+
+    30% of 20 pictures are 6, too few for any rate; up to half of the blocks may be kept apart for it.
+    """
+    if stated is not None:
+        return stated
+    return max(default, min(0.5, MIN_HELD_OUT / blocks))
+
+
+def score_pictures(
+    detector: Detector, pictures: Gathered, indices: NDArray[np.int64], advance: Callable[[int], object]
+) -> list[Scored]:
+    """Judge pictures one by one, as the daemon does. Raises CalibrationError for a score that is not finite."""
+    # Boxes are not asked for: no map reaches this threshold.
+    limits = Thresholds(0.0, 0.0, float(np.finfo(np.float32).max))
+    scored = []
+    for index in indices.tolist():
+        features = features_of(detector.extractor, pictures, index)
+        evidence = detector.judge(features, limits)
+        peak = float(detector.anomaly_map(features).max())
+        if not (math.isfinite(evidence.score) and math.isfinite(peak)):
+            raise CalibrationError(
+                f"{pictures.names[index]} gets the score {evidence.score}: the backbone computes nonsense here; "
+                "export it again and compare with `edge-export backbone`"
+            )
+        scored.append(Scored(index, evidence.score, peak))
+        advance(1)
+    return scored
+
+
+def features_of(extractor: Extractor, pictures: Gathered, index: int) -> NDArray[np.float32]:
+    """(gh, gw, D) float32 of one picture. Raises CalibrationError when they are not finite."""
+    features: NDArray[np.float32] = extractor.extract(np.ascontiguousarray(pictures.inputs[index : index + 1]))[0]
+    if not np.isfinite(features).all():
+        raise CalibrationError(
+            f"the backbone gives NaN or infinity for {pictures.names[index]}: a graph of lower precision may "
+            "overflow; export it again in fp32"
+        )
+    return features
+
+
+def calibrate(
+    detector: Detector, pictures: Gathered, held: Sequence[str], rate: float | None, progress: Progress
+) -> Calibration:
+    """Conformal thresholds from the held-out blocks. rate: false rejects per part, None for the smallest
+    round one that they support. Raises CalibrationError when they support none, or not this one."""
+    indices = pictures.indices(held)
+    alpha = rate if rate is not None else smallest_supported_rate(len(held))
+    if alpha is None:
+        raise CalibrationError(
+            f"{len(held)} parts (or blocks) kept apart from the bank support no false-reject rate of 10% or less: "
+            f"{MIN_HELD_OUT} are needed. Record more good parts, keep more of them apart with --held-out, or make "
+            "a recipe marked provisional with --provisional"
+        )
+    try:  # before the minutes of work that it would cost to find out
+        conformal_threshold([0.0] * len(held), alpha)
+    except RateNotSupportedError as exc:
+        raise CalibrationError(str(exc)) from exc
+    with progress("calibrating", len(indices)) as advance:
+        scored = score_pictures(detector, pictures, indices, advance)
+    blocks = [pictures.blocks[s.index] for s in scored]
+    image = conformal_threshold(list(block_scores([s.score for s in scored], blocks).values()), alpha)
+    pixel = conformal_threshold(list(block_scores([s.peak for s in scored], blocks).values()), alpha)
+    evidence = {
+        "method": "split-conformal",
+        "unit": "picture" if len(held) == len(indices) else "block",
+        "rate_stated": rate is not None,
+        "false_reject_rate": image.alpha,
+        "marginal_rate": image.marginal_rate,
+        "upper_rate": image.upper_rate,
+        "upper_rate_confidence": CONFIDENCE,
+        "n": image.n,
+        "rank": image.rank,
+        "held_out": _evidence_of(pictures, scored),
+    }
+    thresholds = Thresholds(image.threshold, image.threshold, pixel.threshold)
+    return Calibration(thresholds, scored, image, evidence)
+
+
+def leave_one_out(
+    detector_without: Callable[[NDArray[np.int64]], Detector], pictures: Gathered, progress: Progress
+) -> Calibration:
+    """Provisional thresholds: the largest score that a block gets from a bank of all the others.
+
+    detector_without: makes a detector whose bank is built from these pictures only. No rate can be promised.
+    """
+    blocks = list(dict.fromkeys(pictures.blocks))
+    if len(blocks) < 2:
+        raise CalibrationError(
+            "a provisional threshold needs at least two good pictures that are not copies of each other, of two "
+            "blocks: record some more parts"
+        )
+    if len(blocks) > MAX_LEAVE_OUT_BLOCKS:
+        raise CalibrationError(
+            f"{len(blocks)} parts (or blocks) are enough for a calibrated threshold: leave out --provisional"
+        )
+    scored: list[Scored] = []
+    everything = np.arange(len(pictures.blocks))
+    with progress("leave-one-out", len(everything)) as advance:
+        for block in blocks:
+            left_out = pictures.indices([block])
+            detector = detector_without(np.setdiff1d(everything, left_out))
+            scored += score_pictures(detector, pictures, left_out, advance)
+    image, pixel = max(s.score for s in scored), max(s.peak for s in scored)
+    evidence = {
+        "method": "leave-one-out",
+        "unit": "picture" if len(blocks) == len(everything) else "block",
+        "n": len(blocks),
+        "held_out": _evidence_of(pictures, scored),
+    }
+    return Calibration(Thresholds(image, image, pixel), scored, None, evidence)
+
+
+def _evidence_of(pictures: Gathered, scored: Sequence[Scored]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": pictures.names[s.index],
+            "block": pictures.blocks[s.index],
+            "score": s.score,
+            "map_maximum": s.peak,
+            "sha256": pictures.digests[s.index],
+        }
+        for s in scored
+    ]

@@ -1,0 +1,262 @@
+"""`edge-export recipe`: from a folder of good pictures to a recipe."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.commands.options import size
+
+if TYPE_CHECKING:
+    from edge_daemon.core.geometry import Region
+    from export.build import BuiltRecipe
+
+DESCRIPTION = """\
+Builds a recipe from pictures of good parts, and nothing else. Some of them are kept apart: the memory
+bank never sees them, and the threshold comes from their scores.
+
+  edge-export recipe --name bottle --images good/ --out bottle.recipe
+  edge-export recipe --name bottle --images good/ --out bottle.recipe --false-reject-rate 0.01
+  edge-export recipe --name bottle --images good/ --out bottle.recipe --block 'part(\\d+)'
+  edge-export recipe --name bottle --images five/ --out trial.recipe --provisional
+
+What belongs together (--block): pictures of one part, or taken within one short run, look alike. If
+some are in the bank and others set the threshold, the threshold comes out too low and the line rejects
+good parts. `--block 10`: every ten consecutive pictures, by name, stay together. A regular expression:
+its first group names the block. Identical pictures always stay together.
+
+The false-reject rate is per part. To promise 1% at the mean, 99 parts (or blocks) kept apart are
+needed; to be 95% sure of it, 299. Without --false-reject-rate the smallest of 0.1%, 0.2%, 0.5%, 1%,
+2%, 5%, 10% that the parts kept apart support is taken.
+
+An --out that ends in .recipe becomes one file, anything else a folder. It appears complete or not at all.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "recipe",
+        help="build a recipe from pictures of good parts",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    needed = parser.add_argument_group("needed")
+    needed.add_argument("--name", required=True, help="name of the product and view: letters, digits, _ . -")
+    needed.add_argument(
+        "--images", type=Path, required=True, metavar="DIR", help="good parts only; PNG, JPEG, BMP, TIFF"
+    )
+    needed.add_argument("--out", type=Path, required=True, metavar="PATH", help="NAME.recipe for a file, or a folder")
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--backbone",
+        type=Path,
+        metavar="PATH",
+        help="file or folder of `edge-export backbone` (default: the embedded one)",
+    )
+    model.add_argument(
+        "--profile", choices=("anomalib", "paper"), help="which PatchCore (default: the backbone's, else anomalib)"
+    )
+    model.add_argument(
+        "--size", type=size, metavar="256|WxH", help="model input in pixels (default: the backbone's, else 256)"
+    )
+    model.add_argument(
+        "--coreset-ratio",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="share of the patches kept in the bank (default 0.1)",
+    )
+    view = parser.add_argument_group("view")
+    view.add_argument(
+        "--roi", type=region, metavar="X,Y,W,H", help="only this rectangle of the picture is judged, in pixels"
+    )
+    view.add_argument("--um-per-px", type=float, metavar="UM", help="scale, micrometres a pixel, for areas in mm²")
+    limits = parser.add_argument_group("threshold")
+    limits.add_argument(
+        "--false-reject-rate",
+        type=float,
+        metavar="RATE",
+        help="good parts rejected, 0.01 for 1%% (default: smallest supported)",
+    )
+    limits.add_argument(
+        "--held-out",
+        type=float,
+        metavar="SHARE",
+        help="share kept apart from the bank (default 0.3, more where few parts need it)",
+    )
+    limits.add_argument(
+        "--block", metavar="N|REGEX", help="what belongs together, see above (default: every picture by itself)"
+    )
+    limits.add_argument(
+        "--provisional",
+        action="store_true",
+        help="for a few pictures: threshold by leave-one-out, marked in every result",
+    )
+    run_group = parser.add_argument_group("run")
+    run_group.add_argument("--label", metavar="TEXT", help="version of the recipe (default: date and time)")
+    run_group.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out pictures that cannot be read, and name them"
+    )
+    run_group.add_argument(
+        "--seed", type=int, default=0, help="of the split, the projection, the coreset and the damage (default 0)"
+    )
+    run_group.add_argument(
+        "--provider",
+        choices=("cpu", "cuda", "tensorrt"),
+        default="cpu",
+        help="what computes the features; no silent fallback (default cpu)",
+    )
+    run_group.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="threads of the network (default 0: one per core)"
+    )
+    run_group.add_argument(
+        "--progress", action="store_true", help="progress bars even when standard error is no terminal"
+    )
+    run_group.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else on standard output"
+    )
+    parser.set_defaults(run=run)
+
+
+def region(text: str) -> "Region":
+    """`x,y,w,h` in pixels."""
+    from edge_daemon.core.geometry import Region
+
+    try:
+        x, y, w, h = (int(part) for part in text.split(","))
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} is not x,y,w,h in whole pixels, as in 100,50,640,480") from exc
+    if min(x, y) < 0 or min(w, h) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rectangle: x and y from 0, w and h from 1")
+    return Region(x, y, w, h)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build and summarise. Raises ExportError or EdgeError."""
+    # One BLAS thread: the coreset's products are small, and waking a pool for each costs more than they do
+    # (3 s against 8 to 15 s on a busy two-core PC). Read once, when numpy is first imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from edge_daemon.engines.sessions import EngineOptions
+    from export.build import RecipeRequest, build_recipe
+
+    now = datetime.now(UTC)
+    request = RecipeRequest(
+        name=arguments.name,
+        images=arguments.images,
+        out=arguments.out,
+        created_utc=now.isoformat(timespec="seconds"),
+        version=arguments.label or now.strftime("%Y%m%d-%H%M%S"),
+        backbone=arguments.backbone,
+        profile=arguments.profile,
+        size=arguments.size,
+        coreset_ratio=arguments.coreset_ratio,
+        false_reject_rate=arguments.false_reject_rate,
+        held_out=arguments.held_out,
+        block=arguments.block,
+        region=arguments.roi,
+        um_per_px=arguments.um_per_px,
+        provisional=arguments.provisional,
+        skip_unreadable=arguments.skip_unreadable,
+        seed=arguments.seed,
+        engine=EngineOptions(provider=arguments.provider, intra_op_threads=arguments.threads),
+    )
+    built = build_recipe(request, bars(shown=True if arguments.progress else None))
+    for skipped in built.skipped:
+        print(f"left out: {skipped}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(figures(built), allow_nan=False))
+    else:
+        print(summary(built))
+    return 0
+
+
+def bars(shown: bool | None) -> "Callable[[str, int], Any]":
+    """Progress bars on standard error. shown None: only when that is a terminal."""
+    from tqdm import tqdm
+
+    @contextmanager
+    def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
+        disable = None if shown is None else not shown
+        with tqdm(total=total, desc=f"{what:<13}", disable=disable, file=sys.stderr) as bar:
+            yield bar.update
+
+    return progress
+
+
+def figures(built: "BuiltRecipe") -> dict[str, Any]:
+    """The summary as data."""
+    manifest = built.manifest
+    calibration = {key: value for key, value in manifest["calibration"].items() if key != "held_out"}
+    return {
+        "recipe": str(built.path),
+        "name": manifest["name"],
+        "version": manifest["version"],
+        "digest": built.digest,
+        "bytes": size_on_disk(built.path),
+        "pictures": built.pictures,
+        "bank_pictures": built.bank_pictures,
+        "patches": built.patches,
+        "bank_rows": manifest["bank"]["rows"],
+        "dim": manifest["bank"]["dim"],
+        "backbone": manifest["backbone"]["name"],
+        "profile": manifest["parameters"]["profile"],
+        "size": manifest["preprocess"]["size"],
+        "thresholds": manifest["thresholds"],
+        "provisional": manifest["provisional"],
+        "calibration": calibration,
+        "golden": manifest["golden"],
+        "skipped": built.skipped,
+        "notes": built.notes,
+    }
+
+
+def summary(built: "BuiltRecipe") -> str:
+    """The summary for a vision engineer."""
+    m = built.manifest
+    width, height = m["view"]["frame_size"]
+    sizes = f"{m['preprocess']['size'][0]}x{m['preprocess']['size'][1]}"
+    lines = [
+        f"Recipe {m['name']} {m['version']}: {built.path} ({size_on_disk(built.path) / 1e6:.1f} MB)",
+        f"  digest      {built.digest[:12]}",
+        f"  pictures    {built.pictures} good, {width}x{height} px"
+        + (f", of which {','.join(map(str, m['view']['region']))} is judged" if m["view"]["region"] else ""),
+        f"  model       {m['backbone']['name']} at {sizes}, profile {m['parameters']['profile']}",
+        f"  bank        {m['bank']['rows']} of {built.patches} patches from {built.bank_pictures} pictures, "
+        f"{m['bank']['dim']} dimensions",
+        f"  threshold   {m['thresholds']['lower']:.6g} (image score), {m['thresholds']['pixel']:.6g} (boxes)",
+        *threshold_lines(m),
+        "  golden      " + ", ".join(f"{g['kind']} {g['score']:.4g} {g['evaluation']}" for g in m["golden"]),
+    ]
+    lines += [f"  {note}" for note in built.notes]
+    return "\n".join(lines)
+
+
+def threshold_lines(manifest: dict[str, Any]) -> list[str]:
+    """What the threshold promises, in words."""
+    evidence = manifest["calibration"]
+    unit = {"picture": "parts", "block": "blocks"}[evidence["unit"]]
+    scores = sorted(entry["score"] for entry in evidence["held_out"])
+    spread = (
+        f"  scores      {scores[0]:.4g} to {scores[-1]:.4g}, median {scores[len(scores) // 2]:.4g}, "
+        "of good pictures that the bank had not seen"
+    )
+    if manifest["provisional"]:
+        return [f"  promise     none: PROVISIONAL, the largest leave-one-out score of {evidence['n']} {unit}", spread]
+    chosen = "as stated" if evidence["rate_stated"] else f"the smallest round rate that {evidence['n']} {unit} support"
+    return [
+        f"  promise     at most {evidence['false_reject_rate']:.2%} of good parts rejected ({chosen})",
+        f"              score {evidence['rank']} of {evidence['n']} kept apart: {evidence['marginal_rate']:.2%} at the "
+        f"mean, {evidence['upper_rate']:.2%} at most with {evidence['upper_rate_confidence']:.0%} confidence",
+        spread,
+    ]
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a recipe, file or folder."""
+    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

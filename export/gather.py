@@ -1,0 +1,167 @@
+"""From a folder of good pictures to model inputs: read once, checked, blocks named, copies found."""
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from edge_daemon.artefact.pictures import find_pictures, read_picture
+from edge_daemon.core.conformal import name_blocks
+from edge_daemon.errors import PictureError
+from export.errors import ExportError, PicturesError
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+"""`with progress("reading", total) as advance: advance(done_now)`."""
+
+IN_MEMORY_BYTES = 256 << 20  # larger arrays go to a file beside the recipe
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The pictures that make a recipe, in the order of their names.
+
+    paths, names: names are relative to the folder; blocks: what belongs together and stays on one side of the
+    split; inputs: (n, H, W, 3) uint8 at model size; digests: SHA-256 of each; frame_size: width, height of all;
+    skipped: messages of unreadable files; copies: pictures that are bit-identical, at model size, to an
+    earlier one.
+    """
+
+    paths: list[Path]
+    names: list[str]
+    blocks: list[str]
+    inputs: NDArray[np.uint8]
+    digests: list[str]
+    frame_size: tuple[int, int]
+    skipped: list[str]
+    copies: int
+
+    def indices(self, blocks: Sequence[str]) -> NDArray[np.int64]:
+        """Pictures of these blocks."""
+        wanted = set(blocks)
+        return np.array([i for i, block in enumerate(self.blocks) if block in wanted], np.int64)
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The pictures of the folder. Raises PicturesError when there are none."""
+    try:
+        paths = find_pictures(folder)
+    except PictureError as exc:
+        raise PicturesError(str(exc)) from exc
+    if not paths:
+        raise PicturesError(f"{folder} holds no pictures (PNG, JPEG, BMP or TIFF): give the folder of the good parts")
+    return paths
+
+
+def first_frame_size(paths: Sequence[Path]) -> tuple[int, int]:
+    """Width and height of the first picture that can be read. Raises PicturesError when none can."""
+    for path in paths:
+        try:
+            pixels = read_picture(path)
+        except PictureError:
+            continue
+        return pixels.shape[1], pixels.shape[0]
+    raise PicturesError(f"none of the {len(paths)} pictures can be read (first: {paths[0]})")
+
+
+def gather(
+    folder: Path,
+    paths: Sequence[Path],
+    prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    size: tuple[int, int],
+    block: str | None,
+    skip_unreadable: bool,
+    scratch: Path,
+    progress: Progress,
+) -> Gathered:
+    """Read every picture once. prepare: full frame -> (H, W, 3) model input; size: width, height of that.
+
+    Raises PicturesError that lists every file that cannot be read (unless they are to be skipped), or the
+    sizes when they are not all the same.
+    """
+    frame_size = first_frame_size(paths)
+    inputs = large_array((len(paths), size[1], size[0], 3), np.uint8, scratch)
+    taken: list[Path] = []
+    unreadable: list[str] = []
+    sizes: Counter[tuple[int, int]] = Counter()
+    with progress("reading", len(paths)) as advance:
+        for path in paths:
+            try:
+                pixels = read_picture(path)
+            except PictureError as exc:
+                unreadable.append(str(exc))
+                advance(1)
+                continue
+            found = pixels.shape[1], pixels.shape[0]
+            sizes[found] += 1
+            if found == frame_size:
+                inputs[len(taken)] = prepare(pixels)
+                taken.append(path)
+            advance(1)
+    if unreadable and not skip_unreadable:
+        raise PicturesError(_list_of("cannot be read (leave them out with --skip-unreadable)", unreadable))
+    if len(sizes) > 1:
+        kinds = ", ".join(f"{count} of {w}x{h}" for (w, h), count in sizes.most_common(5))
+        raise PicturesError(
+            f"the pictures in {folder} are of different sizes ({kinds}): a recipe judges frames of one size; "
+            "make one recipe for each, or export the pictures at one size"
+        )
+    names = [path.relative_to(folder).as_posix() for path in taken]
+    inputs = inputs[: len(taken)]
+    digests = [hashlib.sha256(picture.tobytes()).hexdigest() for picture in inputs]
+    blocks = _join_copies(name_blocks(names, block), digests)
+    return Gathered(taken, names, blocks, inputs, digests, frame_size, unreadable, len(digests) - len(set(digests)))
+
+
+def large_array(shape: tuple[int, ...], dtype: DTypeLike, scratch: Path) -> NDArray[Any]:
+    """An array in memory, or in an unnamed file in the folder `scratch` when it is large.
+
+    The file's space is reserved first: writing to a mapped file on a full disk would kill the process.
+    Raises ExportError when there is no space.
+    """
+    count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    if count <= IN_MEMORY_BYTES:
+        return np.empty(shape, dtype)
+    try:
+        with tempfile.TemporaryFile(dir=scratch) as file:
+            os.posix_fallocate(file.fileno(), 0, count)
+            return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
+    except OSError as exc:
+        reason = "is full" if exc.errno == errno.ENOSPC else f"cannot be used ({exc.strerror})"
+        raise ExportError(
+            f"{count / 1e9:.1f} GB of scratch space are needed, but {scratch} {reason}: make room there, or set "
+            "TMPDIR to a folder on a larger disk"
+        ) from exc
+
+
+def _join_copies(blocks: list[str], digests: list[str]) -> list[str]:
+    """Blocks that hold copies of one picture become one: a copy on both sides would be calibrated on itself."""
+    parent = {block: block for block in blocks}
+
+    def root(block: str) -> str:
+        while parent[block] != block:
+            parent[block] = parent[parent[block]]
+            block = parent[block]
+        return block
+
+    first: dict[str, str] = {}
+    for block, digest in zip(blocks, digests, strict=True):
+        known = root(first.setdefault(digest, block))
+        parent[root(block)] = known
+    return [root(block) for block in blocks]
+
+
+def _list_of(what: str, problems: Sequence[str]) -> str:
+    lines = [f"{len(problems)} picture{'s' if len(problems) > 1 else ''} {what}:", *problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"... and {len(problems) - _SHOWN} more")
+    return "\n  ".join(lines)
