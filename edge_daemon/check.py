@@ -16,7 +16,7 @@ from typing import Literal
 
 from edge_daemon.artefact.store import Store
 from edge_daemon.cameras.base import Camera
-from edge_daemon.cameras.config import CameraConfig, FolderConfig, SimulatedConfig
+from edge_daemon.cameras.config import CameraConfig, FolderConfig, OpenCVConfig, SimulatedConfig
 from edge_daemon.cameras.open import make_camera
 from edge_daemon.config import Config, ViewConfig, config_digest, load_config
 from edge_daemon.detectors.loading import ReadyRecipe, load_verified
@@ -251,10 +251,22 @@ def _why_no_socket_file(path: Path) -> int | None:
 def _cameras(config: Config, ready: dict[str, ReadyRecipe], open_cameras: bool) -> Iterator[Finding]:
     for name, settings in config.cameras.items():
         wanted = ready[name].recipe.manifest.view.frame_size if name in ready else None
-        declared = settings.size if isinstance(settings, SimulatedConfig) else wanted
-        problem = _wrong_size(name, declared, wanted) or _camera_problem(name, settings, wanted, open_cameras)
+        problem = _wrong_size(name, _declared_size(settings), wanted) or _camera_problem(
+            name, settings, wanted, open_cameras
+        )
         if problem:
             yield Finding("error", problem)
+
+
+def _declared_size(settings: CameraConfig) -> tuple[int, int] | None:
+    """Width and height of the frames, where the configuration fixes them."""
+    match settings:
+        case SimulatedConfig():
+            return settings.size
+        case OpenCVConfig(width=int(width), height=int(height)):
+            return width, height
+        case _:
+            return None
 
 
 def _camera_problem(name: str, settings: CameraConfig, wanted: tuple[int, int] | None, look: bool) -> str | None:

@@ -159,7 +159,7 @@ def _search_threads(path: Path | None) -> int:
     value: object = os.environ.get("EDGE_ENGINE__SEARCH_THREADS")
     if value is None and path is not None:
         try:
-            value = tomllib.loads(path.read_text("utf-8"))["engine"]["search_threads"]
+            value = tomllib.loads(path.read_text("utf-8-sig"))["engine"]["search_threads"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return 0
     try:

@@ -288,7 +288,7 @@ def load_config(path: Path, *, recipes_must_exist: bool = True) -> Config:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8-sig")  # editors on Windows put a byte order mark before it
     except FileNotFoundError as error:
         raise ConfigError([f"{path}: there is no such file; name the configuration with --config FILE"]) from error
     except OSError as error:

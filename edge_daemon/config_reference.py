@@ -16,7 +16,8 @@ _HEAD = f"""\
 <!-- Made by `edge-daemon schema config --markdown`; change the text in edge_daemon/config.py and
 edge_daemon/cameras/config.py. -->
 
-One TOML file describes one line PC; `deploy/examples/edge.toml` is one to start from.
+One TOML file describes one line PC; `deploy/examples/edge.toml` is one to start from. `edge-daemon` reads the file
+that `--config` names, else the one that `$EDGE_CONFIG` names, else `/etc/edge-daemon/edge.toml`.
 `edge-daemon check --config FILE` says everything that is wrong with it, at once.
 
 - A key that is not listed here is refused: a misspelled one would otherwise be believed to work.

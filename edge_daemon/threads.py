@@ -5,6 +5,7 @@ behind a spinning pool and 20 ms behind a sleeping one. The libraries read these
 they are first imported; this module therefore imports none of them.
 """
 
+import math
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
@@ -18,11 +19,16 @@ _SLEEP_AT_ONCE = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
 _READ_AT_IMPORT = ("numpy", "cv2", "faiss", "onnxruntime")
 
 
-def physical_cores(cpus: frozenset[int] | None = None, topology: Path = Path("/sys/devices/system/cpu")) -> int:
+def physical_cores(
+    cpus: frozenset[int] | None = None,
+    topology: Path = Path("/sys/devices/system/cpu"),
+    quota: Path = Path("/sys/fs/cgroup/cpu.max"),
+) -> int:
     """Physical cores that this process may use; hardware threads of one core count once.
 
     cpus: the logical CPUs to count, by default those of this process. Where the system does not tell which
-    share a core, each counts.
+    share a core, each counts. quota: what a container may use (cgroup v2, "MICROSECONDS PERIOD"): a pool
+    that is larger spends its time waiting for its own threads.
     """
     allowed = cpus if cpus is not None else frozenset(os.sched_getaffinity(0))
     cores = set()
@@ -31,7 +37,15 @@ def physical_cores(cpus: frozenset[int] | None = None, topology: Path = Path("/s
             cores.add((topology / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip())
         except OSError:
             cores.add(f"cpu{cpu}")
-    return max(1, len(cores))
+    return max(1, min(len(cores), _cores_of_quota(quota)))
+
+
+def _cores_of_quota(quota: Path) -> int:
+    try:
+        share, period = quota.read_text().split()
+        return math.ceil(int(share) / int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        return sys.maxsize  # none, or "max"
 
 
 def set_thread_environment(threads: int = 0, environ: MutableMapping[str, str] = os.environ) -> list[str]:

@@ -315,8 +315,8 @@ class Store:
             fcntl.flock(lock, fcntl.LOCK_EX)
             incoming = self.path / "incoming"
             shutil.rmtree(incoming, ignore_errors=True)  # what a power cut left
-            _make_directory(incoming)
             try:
+                _make_directory(incoming)
                 yield
             except Exception:
                 shutil.rmtree(incoming, ignore_errors=True)  # a full disk must not stay full for it

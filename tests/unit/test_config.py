@@ -330,6 +330,10 @@ def test_a_syntax_error_names_its_line(tmp_path: Path) -> None:
     assert "line 2" in only_problem(tmp_path, "[wire]\n[wire]\n")
 
 
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    assert load(tmp_path, "\ufeff" + GOOD).line == "line-7"
+
+
 def test_what_is_no_text_or_not_there_is_said(tmp_path: Path) -> None:
     (tmp_path / "edge.toml").write_bytes(b'line = "a"\nx = "\xff"\n')
     with pytest.raises(ConfigError, match="line 2: is not UTF-8"):
@@ -424,10 +428,19 @@ def test_hardware_threads_of_one_core_count_once(tmp_path: Path) -> None:
     for cpu, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
         (tmp_path / f"cpu{cpu}" / "topology").mkdir(parents=True)
         (tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list").write_text(siblings + "\n")
-    assert physical_cores(frozenset({0, 1, 2, 3}), tmp_path) == 2
-    assert physical_cores(frozenset({0, 2}), tmp_path) == 1
-    assert physical_cores(frozenset({0, 9}), tmp_path) == 2  # where the system does not tell, each counts
+    none = tmp_path / "none"
+    assert physical_cores(frozenset({0, 1, 2, 3}), tmp_path, none) == 2
+    assert physical_cores(frozenset({0, 2}), tmp_path, none) == 1
+    assert physical_cores(frozenset({0, 9}), tmp_path, none) == 2  # where the system does not tell, each counts
     assert physical_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 8), ("250000 100000", 3), ("50000 100000", 1), ("0 0", 8), ("", 8)]
+)
+def test_a_container_counts_what_it_may_use(tmp_path: Path, quota: str, cores: int) -> None:
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert physical_cores(frozenset(range(8)), tmp_path, tmp_path / "cpu.max") == cores
 
 
 def test_pools_are_sized_and_passive_and_the_operator_wins() -> None:
