@@ -13,8 +13,8 @@ from edge_daemon.simulation.names import DefectKind
 _VISIBLE = 0.25
 # A defect is one when its mask has so many pixels and they changed by so many grey levels.
 _SMALLEST_MASK_PX = 4
-_CONTRAST = 40.0
-_ATTEMPTS = 24
+_CONTRAST = 32.0
+_ATTEMPTS = 16
 
 
 @dataclass(slots=True)

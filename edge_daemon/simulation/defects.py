@@ -9,6 +9,8 @@ import numpy as np
 from edge_daemon.errors import ConfigError
 from edge_daemon.simulation.names import DefectKind
 
+__all__ = ["DefectKind", "DefectScript"]
+
 # Separates the stream that decides *whether* from the one that decides *how* (render.py).
 _SCRIPT_STREAM = 7
 
