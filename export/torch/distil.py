@@ -5,6 +5,7 @@ channel, of one layer at stride 8 and one at stride 16 (feature distillation as 
 et al. 2024, arXiv 2303.14535, section 3.1, with standardised targets).
 """
 
+import copy
 import json
 import math
 import os
@@ -280,7 +281,7 @@ class Distillation:
         self.optimiser.zero_grad(set_to_none=True)
         (loss8 + loss16).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
-        now = Loss(float(loss8), float(loss16))
+        now = Loss(float(loss8.detach()), float(loss16.detach()))
         if not (math.isfinite(now.stride_8) and math.isfinite(now.stride_16)):
             raise ExportError(
                 f"the loss is not finite at step {self.step}: the last checkpoint is kept; go on with a lower "
@@ -434,16 +435,18 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
 
 def gflop(student: Student) -> float:
     """Floating-point operations for one 256 x 256 picture, in 1e9; a multiply-add counts as two."""
-    return 2 * multiply_adds(student, CARD_SIZE) / 1e9
+    shapes_only = copy.deepcopy(student).to("meta")
+    return 2 * multiply_adds(shapes_only, CARD_SIZE) / 1e9
 
 
 def check_size(student: Student) -> None:
     """Refuse a student that the package may not ship, before training it. Raises BackboneError."""
-    size_bytes = 4 * sum(p.numel() for p in student.parameters())
-    if gflop(student) > MAX_GFLOP or size_bytes > MAX_BYTES:
+    operations, size_bytes = gflop(student), 4 * sum(p.numel() for p in student.parameters())
+    if operations > MAX_GFLOP or size_bytes > MAX_BYTES:
         raise BackboneError(
-            f"the student would have {gflop(student):.2f} GFLOP at 256x256 and {size_bytes / 1e6:.1f} MB "
-            f"(allowed {MAX_GFLOP} and {MAX_BYTES / 1e6:.0f}): the teacher's layers have too many channels"
+            f"the student would need {operations:.2f} GFLOP at 256x256 and {size_bytes / 1e6:.1f} MB "
+            f"(allowed {MAX_GFLOP} and {MAX_BYTES / 1e6:.0f}): the teacher's layers have too many channels, "
+            "take narrower ones"
         )
 
 
