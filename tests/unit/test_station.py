@@ -1,0 +1,387 @@
+"""A station in virtual time: every trigger ends in exactly one record, and nothing unjudged is OK."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from edge_daemon.config import StationConfig
+from edge_daemon.core.clock import UtcAnchor
+from edge_daemon.core.decision import Evaluation, Evidence, Reason, ViewVerdict
+from edge_daemon.core.frame import Frame
+from edge_daemon.edges.journal import Intent
+from edge_daemon.errors import JournalError
+from edge_daemon.pipeline.inspection import LiveRecipeSet, OpenInspection, ViewOutcome
+from edge_daemon.pipeline.messages import Identity
+from edge_daemon.pipeline.station import Acceptance, Station, Work
+from edge_daemon.wire.messages import Inspection
+
+MS = 1_000_000
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 1_000_000_000
+
+    def monotonic_ns(self) -> int:
+        return self.now
+
+    def utc(self) -> UtcAnchor:
+        return UtcAnchor("2026-01-01T00:00:00.000000Z", 100, "ntp")
+
+
+class FakeOutbox:
+    """Keeps what a journal would; `durable` decides when intents are told."""
+
+    def __init__(self) -> None:
+        self.intents: dict[str, tuple[Intent, Callable[[JournalError | None], None]]] = {}
+        self.records: list[Inspection] = []
+        self.unpublished: list[Inspection] = []
+
+    def intend(self, intent: Intent, on_durable: Callable[[JournalError | None], None]) -> None:
+        self.intents[intent.result_id] = (intent, on_durable)
+
+    def conclude(self, draft: Inspection) -> None:
+        record = draft.model_copy(update={"seq": len(self.records) + 1})
+        self.records.append(record)
+        self.unpublished.append(record)
+
+    def attempts(self, station: str, trigger_id: str) -> int:
+        return sum(record.trigger_id == trigger_id for record in self.records)
+
+
+def live_recipes(cameras: tuple[str, ...], digest: str = "d" * 64) -> LiveRecipeSet:
+    thresholds = SimpleNamespace(lower=1.0, upper=1.0, pixel=1.0)
+    manifest = SimpleNamespace(
+        name="bottle",
+        version="1",
+        provisional=False,
+        thresholds=thresholds,
+        backbone=SimpleNamespace(precision="fp32"),
+        view=SimpleNamespace(um_per_px=None),
+    )
+    ready = SimpleNamespace(recipe=SimpleNamespace(manifest=manifest, digest=digest), provider="CPU")
+    return LiveRecipeSet.of(cast(Any, dict.fromkeys(cameras, ready)))
+
+
+class Line:
+    """A station with everything around it in the test's hand."""
+
+    def __init__(self, cameras: tuple[str, ...] = ("top",), **config: object) -> None:
+        self.clock = FakeClock()
+        self.outbox = FakeOutbox()
+        views = [{"camera": camera, "recipe": "bottle"} for camera in cameras]
+        settings = StationConfig.model_validate({"views": views, "deadline_ms": 100, "queue": 1, **config})
+        identity = Identity("line1", 1, "boot", "test", "digest")
+        self.station = Station("st1", settings, identity, self.clock, self.outbox)
+        self.work: list[Work] = []
+        self.requests: list[tuple[str, OpenInspection]] = []
+        self.acks: list[Acceptance] = []
+
+        def request(camera: str) -> Callable[[OpenInspection], None]:
+            return lambda inspection: self.requests.append((camera, inspection))
+
+        self.station.attach(
+            self.work.append, {camera: request(camera) for camera in cameras}, False, lambda: None, None
+        )
+        self.cameras = cameras
+
+    def ready(self) -> "Line":
+        self.station.activate(live_recipes(self.cameras))
+        for camera in self.cameras:
+            self.station.camera_up(camera)
+        return self
+
+    def trigger(self, trigger_id: str = "1", **more: Any) -> None:
+        self.station.trigger(trigger_id, self.acks.append, **more)
+
+    def frame(self, index: int = 0) -> None:
+        camera, inspection = self.requests[index]
+        pixels = np.zeros((2, 2, 3), np.uint8)
+        self.station.frame_arrived(inspection, camera, Frame(camera, 7, pixels, self.clock.now))
+
+    def judged(self, evaluation: Evaluation, index: int = 0, score: float = 0.5) -> None:
+        work = self.work[index]
+        evidence = Evidence(score, score, (), "exact")
+        outcome = ViewOutcome(ViewVerdict(evaluation, Reason.NONE), work.frame, evidence, judged_ns=self.clock.now)
+        self.station.view_done(work.inspection, work.camera, outcome)
+
+    def publish(self) -> None:
+        while self.outbox.unpublished:
+            self.station.published(self.outbox.unpublished.pop(0))
+
+    @property
+    def last(self) -> Inspection:
+        return self.outbox.records[-1]
+
+    def ready_now(self) -> bool:
+        return self.station.status("", 0.0, None, 0).trigger_ready
+
+
+def test_a_good_part_is_ok_once_its_frame_was_judged_in_time() -> None:
+    line = Line().ready()
+    line.trigger()
+    line.frame()
+    line.judged(Evaluation.OK)
+    assert (line.last.evaluation, line.last.result_state, line.last.seq) == ("OK", "Completed", 1)
+    assert line.last.views[0].score == 0.5
+    assert not line.last.late
+
+
+def test_the_acknowledgement_waits_for_the_durable_intent() -> None:
+    line = Line().ready()
+    line.trigger()
+    assert line.acks == []
+    (_, durable) = next(iter(line.outbox.intents.values()))
+    durable(None)
+    assert [a.accepted for a in line.acks] == [True]
+
+
+def test_an_intent_that_is_not_durable_fails_the_part() -> None:
+    line = Line().ready()
+    line.trigger()
+    (_, durable) = next(iter(line.outbox.intents.values()))
+    durable(JournalError("disk full"))
+    assert [(a.accepted, a.reason) for a in line.acks] == [(False, Reason.JOURNAL)]
+    assert (line.last.evaluation, line.last.reason) == ("Undefined", "journal")
+    line.frame()
+    assert line.work == []
+    assert len(line.outbox.records) == 1
+
+
+def test_a_judgement_after_the_deadline_is_failed_late_and_never_ok() -> None:
+    line = Line().ready()
+    line.trigger()
+    line.frame()
+    line.clock.now += 100 * MS + 1
+    line.judged(Evaluation.OK)
+    assert (line.last.evaluation, line.last.result_state, line.last.reason) == ("Undefined", "Failed", "late")
+    assert line.last.late
+
+
+def test_the_deadline_ends_an_inspection_whose_frame_never_came_and_a_later_frame_changes_nothing() -> None:
+    line = Line().ready()
+    line.trigger()
+    line.clock.now += 100 * MS
+    line.station.expire(line.clock.now)
+    assert (line.last.result_state, line.last.reason) == ("Failed", "no_frame")
+    line.frame()
+    line.station.expire(line.clock.now + 1000 * MS)
+    assert len(line.outbox.records) == 1
+    assert line.work == []
+
+
+def test_a_judgement_of_an_expired_inspection_is_a_diagnostic_and_no_second_record() -> None:
+    line = Line().ready()
+    line.trigger()
+    line.frame()
+    line.clock.now += 101 * MS
+    line.station.expire(line.clock.now)
+    line.judged(Evaluation.OK)
+    assert [r.reason for r in line.outbox.records] == ["late"]
+    assert line.station.status("", 0, None, 0).details["second_outcomes"] == 1
+
+
+def test_triggers_beyond_the_queue_are_missed_counted_and_published() -> None:
+    line = Line(queue=1).ready()
+    for name in ("1", "2", "3"):
+        line.trigger(name)
+    assert [(a.accepted, a.reason) for a in line.acks] == [(False, Reason.MISSED_BUSY)]
+    assert (line.last.trigger_id, line.last.result_state, line.last.evaluation) == ("3", "Aborted", "Undefined")
+    line.publish()
+    counters = line.station.counters()
+    assert (counters.accepted, counters.missed, counters.in_flight) == (3, 1, 2)
+
+
+def test_a_trigger_id_that_is_still_open_is_missed_and_a_later_one_is_the_next_attempt() -> None:
+    line = Line(queue=5).ready()
+    line.trigger("7")
+    line.trigger("7")
+    assert (line.last.reason, line.last.attempt) == ("missed_duplicate", 2)
+    line.frame()
+    line.judged(Evaluation.OK)
+    line.trigger("7")
+    assert len(line.requests) == 2
+    assert line.requests[1][1].attempt == 3
+
+
+@pytest.mark.parametrize("how", ["no recipe", "no camera", "halted", "alarm"])
+def test_a_station_that_is_not_ready_misses_the_trigger_and_says_so(how: str) -> None:
+    line = Line()
+    if how != "no recipe":
+        line.station.activate(live_recipes(("top",)))
+    if how != "no camera":
+        line.station.camera_up("top")
+    if how == "halted":
+        line.station.halt()
+    if how == "alarm":
+        line.station.alarm("journal", "disk full")
+    assert not line.ready_now()
+    line.trigger()
+    assert line.last.result_state == "Aborted"
+    assert line.last.evaluation == "Undefined"
+    assert line.requests == []
+
+
+def test_a_lost_camera_fails_the_pending_trigger_at_once_and_drops_trigger_ready() -> None:
+    line = Line().ready()
+    line.trigger()
+    line.station.camera_down("top", "cable pulled")
+    assert (line.last.result_state, line.last.reason) == ("Failed", "camera")
+    assert not line.ready_now()
+    line.station.camera_up("top")
+    assert line.ready_now()
+
+
+def test_the_worst_view_rules_and_a_view_that_is_missing_is_never_ok() -> None:
+    line = Line(cameras=("left", "right")).ready()
+    line.trigger()
+    line.frame(0)
+    line.judged(Evaluation.OK, 0)
+    assert line.outbox.records == []
+    line.clock.now += 100 * MS
+    line.station.expire(line.clock.now)
+    assert (line.last.evaluation, line.last.result_state, line.last.reason) == ("Undefined", "Failed", "no_frame")
+    assert [v.evaluation for v in line.last.views] == ["OK", "Undefined"]
+
+
+def test_a_job_that_does_not_match_the_active_recipes_is_not_decidable() -> None:
+    line = Line().ready()
+    line.trigger(job="capsule")
+    assert (line.last.evaluation, line.last.reason) == ("NotDecidable", "job_mismatch")
+    assert line.requests == []
+    line.trigger("2", job="bottle")
+    assert len(line.requests) == 1
+
+
+def test_three_late_results_in_a_row_raise_error_until_a_golden_sample_passes_in_time() -> None:
+    line = Line(queue=5).ready()
+    for index in range(3):
+        line.trigger(str(index))
+        line.frame(index)
+        line.clock.now += 200 * MS
+        line.judged(Evaluation.OK, index)
+    status = line.station.status("", 0.0, None, 0)
+    assert status.state == "Error"
+    assert not status.trigger_ready
+    line.station.golden_done("top", 500 * MS, None)
+    assert not line.ready_now()
+    line.station.golden_done("top", 5 * MS, None)
+    assert line.ready_now()
+
+
+def test_a_golden_sample_that_comes_out_wrong_stops_the_station() -> None:
+    line = Line().ready()
+    line.station.golden_done("top", 5 * MS, "score 3 instead of 1")
+    assert not line.ready_now()
+    line.station.golden_done("top", 5 * MS, None)
+    assert line.ready_now()
+
+
+def test_an_inspection_keeps_the_recipes_it_was_accepted_with() -> None:
+    line = Line(queue=5).ready()
+    line.trigger("1")
+    before = line.station.recipes
+    line.station.activate(live_recipes(("top",), "e" * 64))
+    line.trigger("2")
+    line.frame(0)
+    line.judged(Evaluation.OK, 0)
+    assert before is not None
+    assert line.last.recipe_set == before.digest
+    assert line.last.views[0].recipe is not None
+    assert line.last.views[0].recipe.digest == "d" * 64
+
+
+def test_a_request_never_raises_a_setup_station_to_production() -> None:
+    line = Line(mode="setup").ready()
+    line.trigger(mode="production")
+    assert line.requests[0][1].mode == "setup"
+
+
+def test_golden_samples_are_due_only_when_nothing_is_open() -> None:
+    line = Line(idle_check_s=1.0).ready()
+    line.clock.now += 2_000 * MS
+    assert line.station.golden_due(line.clock.now) == "top"
+    line.trigger()
+    assert line.station.golden_due(line.clock.now) is None
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Triggers, frames, verdicts, faults and time in any order: the invariant of the design holds at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = Line(cameras=("left", "right"), queue=3).ready()
+        self.count = 0
+
+    @rule(again=st.booleans())
+    def trigger(self, again: bool) -> None:
+        self.count += not again
+        self.line.trigger(str(self.count))
+
+    @precondition(lambda self: self.line.requests)
+    @rule(data=st.data())
+    def frame(self, data: st.DataObject) -> None:
+        self.line.frame(data.draw(st.integers(0, len(self.line.requests) - 1)))
+
+    @precondition(lambda self: self.line.work)
+    @rule(data=st.data(), evaluation=st.sampled_from([Evaluation.OK, Evaluation.NOT_OK, Evaluation.UNDEFINED]))
+    def judged(self, data: st.DataObject, evaluation: Evaluation) -> None:
+        self.line.judged(evaluation, data.draw(st.integers(0, len(self.line.work) - 1)))
+
+    @rule(ms=st.integers(1, 120))
+    def time_passes(self, ms: int) -> None:
+        self.line.clock.now += ms * MS
+        self.line.station.expire(self.line.clock.now)
+
+    @rule(camera=st.sampled_from(["left", "right"]), up=st.booleans())
+    def camera(self, camera: str, up: bool) -> None:
+        if up:
+            self.line.station.camera_up(camera)
+        else:
+            self.line.station.camera_down(camera, "gone")
+
+    @precondition(lambda self: self.line.outbox.intents)
+    @rule(data=st.data(), fails=st.booleans())
+    def intent_durable(self, data: st.DataObject, fails: bool) -> None:
+        key = data.draw(st.sampled_from(sorted(self.line.outbox.intents)))
+        _, told = self.line.outbox.intents.pop(key)
+        told(JournalError("full") if fails else None)
+
+    @rule()
+    def publish(self) -> None:
+        self.line.publish()
+
+    @invariant()
+    def every_trigger_is_accounted_for(self) -> None:
+        assert self.line.station.counters().balanced
+
+    @invariant()
+    def no_trigger_has_two_records(self) -> None:
+        ids = [record.result_id for record in self.line.outbox.records]
+        assert len(ids) == len(set(ids))
+
+    @invariant()
+    def ok_is_proven_by_every_view_in_time(self) -> None:
+        for record in self.line.outbox.records:
+            if record.evaluation == "OK":
+                assert [view.evaluation for view in record.views] == ["OK", "OK"]
+                assert not record.late
+                assert record.result_state == "Completed"
+
+    def teardown(self) -> None:
+        self.line.clock.now += 1_000 * MS
+        self.line.station.expire(self.line.clock.now)
+        self.line.publish()
+        counters = self.line.station.counters()
+        assert counters.in_flight == 0
+        assert counters.accepted == len(self.line.outbox.records)
+
+
+AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnyOrder = AnyOrder.TestCase
