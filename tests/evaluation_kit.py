@@ -1,9 +1,11 @@
 """Labelled pictures and a detector simple enough that every figure of an evaluation can be foretold."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from edge_daemon.artefact.manifest import Manifest
@@ -12,8 +14,23 @@ from edge_daemon.core.decision import Evidence, Thresholds
 from edge_daemon.core.geometry import Region
 from edge_daemon.core.maps import boxes_above
 from edge_daemon.core.resize import to_model_input
+from export.dataset import find_samples
+from export.evaluate import evaluate
 
 CELL = 4
+
+
+@pytest.fixture(scope="session")
+def plots_drawn_once() -> None:
+    """matplotlib keeps the files of its typefaces open for ever: let it open them outside of any test."""
+    pytest.importorskip("jinja2", reason="needs the extra `export`")
+    pytest.importorskip("matplotlib", reason="needs the extra `export`")
+    from export.plots import score_plot
+
+    of = manifest()
+    with TemporaryDirectory() as folder:
+        samples = find_samples(data_set(Path(folder), {"good": [100]}))
+        score_plot(evaluate(BrightSpotDetector(of), of, samples))
 
 
 def manifest(

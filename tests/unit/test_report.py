@@ -7,15 +7,14 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import pytest
-from evaluation_kit import BrightSpotDetector, data_set, manifest, part, save
+from evaluation_kit import BrightSpotDetector, data_set, manifest, part, plots_drawn_once, save  # noqa: F401
 
 import export.report
 from export.dataset import find_samples
 from export.evaluate import evaluate, summarise
 from export.report import ReportError, check_requirements, render, worst_first
 
-pytest.importorskip("jinja2", reason="needs the extra `export`")
-pytest.importorskip("matplotlib", reason="needs the extra `export`")
+pytestmark = pytest.mark.usefixtures("plots_drawn_once")
 
 CLASSES = {"good": [100, 104, 130, 150], "dent": [118, 160, 220], "stain": [135, 200]}
 BANK = np.array([[100, 100, 100], [101, 99, 100], [104, 104, 103], [98, 100, 102]], np.float32)
