@@ -1,9 +1,11 @@
 """What every camera does, run against every kind of camera; then what each kind adds."""
 
 import math
+import re
 import shutil
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -752,3 +754,11 @@ def test_each_table_makes_its_camera(folder: Path, video: Path) -> None:
 def test_every_key_of_the_camera_tables_is_documented() -> None:
     for model in (SimulatedConfig, FolderConfig, OpenCVConfig):
         assert [name for name, info in model.model_fields.items() if not info.description] == []
+
+
+def test_the_tables_on_the_page_about_cameras_are_valid() -> None:
+    page = Path(__file__).resolve().parents[2] / "deploy" / "docs" / "cameras.md"
+    texts = re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.M | re.S)
+    tables = [table for text in texts for table in tomllib.loads(text)["cameras"].values()]
+    kinds = {TypeAdapter(CameraConfig).validate_python(table).kind for table in tables}
+    assert kinds == {"simulated", "folder", "opencv"}
