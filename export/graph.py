@@ -259,6 +259,8 @@ def _free_batch(model: ModelProto) -> ModelProto:
     model = onnx.shape_inference.infer_shapes(model)
     for output in model.graph.output:
         kind = output.type.tensor_type
+        if kind.elem_type not in (TensorProto.FLOAT, TensorProto.UNDEFINED):
+            raise BackboneError(f"output {output.name} must be float32: export the graph in single precision")
         if not kind.HasField("shape"):  # not to be inferred: taken for a feature map until it has been run
             kind.CopyFrom(helper.make_tensor_type_proto(kind.elem_type or TensorProto.FLOAT, [None] * 4).tensor_type)
     return model

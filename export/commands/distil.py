@@ -16,10 +16,8 @@ from export.commands.options import comma_list, needs_torch
 from export.errors import ExportError
 
 if TYPE_CHECKING:
-    import torch
-
     from export.torch.distil import Distillation, DistilSettings, TeacherCard
-    from export.torch.teacher import Teacher
+    from export.torch.teacher import Device, Teacher
 
 EXIT_INTERRUPTED = 130
 
@@ -97,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     needs_torch("distil")
     from export.torch.distil import Distillation, DistilSettings, export_student, write_student
     from export.torch.photographs import check_readable, default_workers, find_photographs
+    from export.torch.teacher import choose_device
 
     workers = arguments.workers or default_workers()
     settings = DistilSettings(
@@ -110,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         workers=workers,
     )
     photographs = find_photographs(arguments.images, settings.held_out)
-    device = _device(arguments)
+    device = choose_device(arguments.device, arguments.threads)
     teacher, card = _teacher(arguments, settings, device)
     checkpoint = arguments.out / "checkpoint.pt"
     if not checkpoint.exists():
@@ -133,21 +132,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _device(arguments: argparse.Namespace) -> "torch.device":
-    import cv2
-    import torch
-
-    cv2.setNumThreads(1)  # the workers are the threads
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise ExportError("torch finds no CUDA device here: use --device auto, or a torch built for CUDA")
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(automatic if arguments.device == "auto" else arguments.device)
-
-
 def _teacher(
-    arguments: argparse.Namespace, settings: "DistilSettings", device: "torch.device"
+    arguments: argparse.Namespace, settings: "DistilSettings", device: "Device"
 ) -> "tuple[Teacher, TeacherCard]":
     from export.make_backbone import from_onnx
     from export.torch.distil import TeacherCard

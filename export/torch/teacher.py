@@ -11,13 +11,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.errors import BackboneError
+from export.errors import BackboneError, ExportError
 from export.graph import Normalisation, Size, cpu_session, run_session, sha256_of, size_text
 
 
@@ -243,6 +244,21 @@ def export_graph(module: nn.Module, size: Size, names: Sequence[str], *, dynamic
             return path.read_bytes()
     except Exception as exc:  # torch's exporter raises many kinds
         raise BackboneError(f"torch cannot export the network to ONNX: {exc}") from exc
+
+
+Device = torch.device
+
+
+def choose_device(name: str, threads: int) -> Device:
+    """`cpu`, `cuda` or `auto` (a GPU where torch finds one); `threads` that compute on a CPU, 0 for torch's
+    choice. Raises ExportError when there is no GPU and one was demanded."""
+    cv2.setNumThreads(1)  # pictures are decoded by threads of our own
+    if threads:
+        torch.set_num_threads(threads)
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ExportError("torch finds no CUDA device here: use --device auto, or a torch built for CUDA")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
 # Features of a batch: (N, H, W, 3) uint8 RGB -> one (N, C, h, w) float32 tensor per layer, on the device.

@@ -293,6 +293,13 @@ def test_outputs_that_are_no_feature_maps_are_refused():
         fuse(raw, (64, 64), "anomalib")
 
 
+def test_outputs_of_another_precision_are_refused():
+    model = feature_graph(convolutions((8,), (2,)), (2,))
+    model = with_node(model, helper.make_node("Cast", ["f0"], ["half"], to=TensorProto.FLOAT16))
+    with pytest.raises(BackboneError, match="output half must be float32"):
+        raw_backbone(model, name="half", outputs=["half"], normalisation=IMAGENET)
+
+
 def test_an_output_that_does_not_exist_names_those_that_do():
     with pytest.raises(BackboneError, match="no value layer9; its outputs are logits"):
         raw_backbone(
