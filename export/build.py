@@ -16,8 +16,10 @@ import cv2
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from edge_daemon import __version__
+from edge_daemon.artefact.manifest import RecipeName
 from edge_daemon.artefact.pictures import decode_picture, encode_png, read_picture
 from edge_daemon.artefact.recipe import (
     BACKBONE,
@@ -48,6 +50,7 @@ from export.calibrate import (
     features_of,
     held_out_fraction,
     leave_one_out,
+    supported_rate,
 )
 from export.errors import CalibrationError, ExportError, PicturesError
 from export.fuse import FusedBackbone, Profile
@@ -198,6 +201,16 @@ def _check_request(request: RecipeRequest) -> None:
         problems.append(f"--um-per-px must be a positive number, not {request.um_per_px:g}")
     if request.provisional and request.false_reject_rate is not None:
         problems.append("--provisional promises no rate: leave out --false-reject-rate")
+    try:
+        TypeAdapter(RecipeName).validate_python(request.name)
+    except ValidationError:
+        problems.append(
+            f"--name {request.name!r}: use up to 64 letters, digits, _ . - and begin with a letter or digit"
+        )
+    if request.out.suffix == ".recipe" and request.out.is_dir():
+        problems.append(f"--out {request.out} is a folder, but the name asks for one file: give another name")
+    if request.out.suffix != ".recipe" and request.out.is_file():
+        problems.append(f"--out {request.out} is a file: end the name in .recipe, or give another one")
     parent = next((p for p in request.out.absolute().parents if p.exists()), Path("/"))
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         problems.append(f"--out {request.out}: the folder {parent} cannot be written")
@@ -289,6 +302,7 @@ def _split(request: RecipeRequest, pictures: Gathered) -> tuple[list[str], list[
 def _calibrated(
     station: _Station, in_bank: NDArray[np.int64], held: list[str], progress: Progress
 ) -> tuple[Calibration, NDArray[np.float32]]:
+    supported_rate(len(held), station.request.false_reject_rate)  # before the minutes of work, not after
     bank = _bank_of(_embed(station, in_bank, progress), station, progress)
     # A threshold for scoring only; none is known yet.
     detector = _detector(station, bank, Thresholds(0.0, 0.0, 0.0))

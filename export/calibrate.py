@@ -13,6 +13,7 @@ from edge_daemon.core.conformal import (
     ConformalThreshold,
     RateNotSupportedError,
     block_scores,
+    conformal_rank,
     conformal_threshold,
     smallest_supported_rate,
 )
@@ -87,23 +88,30 @@ def features_of(extractor: Extractor, pictures: Gathered, index: int) -> NDArray
     return features
 
 
+def supported_rate(held_out: int, stated: float | None) -> float:
+    """The false-reject rate that so many held-out blocks are asked to support: the stated one, else the
+    smallest round one. Raises CalibrationError when they do not support it, or none."""
+    alpha = stated if stated is not None else smallest_supported_rate(held_out)
+    if alpha is None:
+        raise CalibrationError(
+            f"{held_out} parts (or blocks) kept apart from the bank support no false-reject rate of 10% or less: "
+            f"{MIN_HELD_OUT} are needed. Record more good parts, keep more of them apart with --held-out, or make "
+            "a recipe marked provisional with --provisional"
+        )
+    try:
+        conformal_rank(held_out, alpha)
+    except RateNotSupportedError as exc:
+        raise CalibrationError(str(exc)) from exc
+    return alpha
+
+
 def calibrate(
     detector: Detector, pictures: Gathered, held: Sequence[str], rate: float | None, progress: Progress
 ) -> Calibration:
     """Conformal thresholds from the held-out blocks. rate: false rejects per part, None for the smallest
-    round one that they support. Raises CalibrationError when they support none, or not this one."""
+    round one that they support. Raises CalibrationError."""
+    alpha = supported_rate(len(held), rate)
     indices = pictures.indices(held)
-    alpha = rate if rate is not None else smallest_supported_rate(len(held))
-    if alpha is None:
-        raise CalibrationError(
-            f"{len(held)} parts (or blocks) kept apart from the bank support no false-reject rate of 10% or less: "
-            f"{MIN_HELD_OUT} are needed. Record more good parts, keep more of them apart with --held-out, or make "
-            "a recipe marked provisional with --provisional"
-        )
-    try:  # before the minutes of work that it would cost to find out
-        conformal_threshold([0.0] * len(held), alpha)
-    except RateNotSupportedError as exc:
-        raise CalibrationError(str(exc)) from exc
     with progress("calibrating", len(indices)) as advance:
         scored = score_pictures(detector, pictures, indices, advance)
     blocks = [pictures.blocks[s.index] for s in scored]

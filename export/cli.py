@@ -5,7 +5,6 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 
 from edge_daemon import __version__
 from edge_daemon.errors import EdgeError
@@ -38,9 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        module = f"export.commands.{command}"
-        if find_spec(module) is not None:
-            importlib.import_module(module).add_parser(subparsers)
+        importlib.import_module(f"export.commands.{command}").add_parser(subparsers)
     return parser
 
 
@@ -54,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"edge-export: {exc}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
-        print("edge-export: interrupted; nothing was written", file=sys.stderr)
+        print("edge-export: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit

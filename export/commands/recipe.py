@@ -104,7 +104,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--skip-unreadable", action="store_true", help="leave out pictures that cannot be read, and name them"
     )
     run_group.add_argument(
-        "--seed", type=int, default=0, help="of the split, the projection, the coreset and the damage (default 0)"
+        "--seed", type=natural, default=0, help="of the split, the projection, the coreset and the damage (default 0)"
     )
     run_group.add_argument(
         "--provider",
@@ -113,7 +113,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="what computes the features; no silent fallback (default cpu)",
     )
     run_group.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="threads of the network (default 0: one per core)"
+        "--threads", type=natural, default=0, metavar="N", help="threads of the network (default 0: one per core)"
     )
     run_group.add_argument(
         "--progress", action="store_true", help="progress bars even when standard error is no terminal"
@@ -135,6 +135,13 @@ def region(text: str) -> "Region":
     if min(x, y) < 0 or min(w, h) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no rectangle: x and y from 0, w and h from 1")
     return Region(x, y, w, h)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
