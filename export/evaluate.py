@@ -1,5 +1,6 @@
 """What a recipe is worth on labelled pictures: judged on the daemon's own path, compared with the truth."""
 
+import hashlib
 import math
 import os
 import tempfile
@@ -10,11 +11,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from edge_daemon.core.conformal import clopper_pearson
 from numpy.typing import DTypeLike, NDArray
 
 from edge_daemon.artefact.manifest import BackbonePart, Manifest
 from edge_daemon.artefact.pictures import read_picture
+from edge_daemon.core.conformal import clopper_pearson
 from edge_daemon.core.decision import Evaluation, Evidence, Thresholds, judge_score
 from edge_daemon.core.geometry import Box
 from edge_daemon.core.quality import PixelQuality, auroc, f1_max, pixel_quality
@@ -137,6 +138,8 @@ class _Work:
     masks: NDArray[np.bool_] = field(init=False)
     good_patches: list[Features] = field(default_factory=list)
     defective_patches: list[Features] = field(default_factory=list)
+    calibrated_on: frozenset[str] = field(init=False)
+    seen: int = 0
     warm: bool = False
 
     def __post_init__(self) -> None:
@@ -144,6 +147,9 @@ class _Work:
         shape = (self.expected if self.keep_maps else 0, height, width)
         self.maps = _large_array(shape, np.float32)
         self.masks = _large_array(shape, np.bool_)
+        held_out = self.manifest.calibration.get("held_out")
+        entries = held_out if isinstance(held_out, list) else []
+        self.calibrated_on = frozenset(str(e["sha256"]) for e in entries if isinstance(e, dict) and "sha256" in e)
 
     def take(self, sample: Sample) -> None:
         """Judge one picture. Raises PictureError when it or its mask is unusable, and keeps nothing of it."""
@@ -153,7 +159,7 @@ class _Work:
             self._judge(pixels)
             self.warm = True
         started_ns = time.perf_counter_ns()
-        features, evidence = self._judge(pixels)
+        picture, features, evidence = self._judge(pixels)
         duration_ms = (time.perf_counter_ns() - started_ns) / 1e6
         verdict = judge_score(evidence.score, evidence.max_distance, self.detector.thresholds)
         if not verdict.judged:
@@ -166,14 +172,17 @@ class _Work:
             self.masks[len(self.judged)] = mask
         if self.keep_patches:
             self._sample_patches(sample, features, mask)
+        if hashlib.sha256(picture.tobytes()).hexdigest() in self.calibrated_on:
+            self.seen += 1
         self.judged.append(
             Judged(sample, evidence.score, evidence.max_distance, verdict.evaluation, evidence.boxes, duration_ms)
         )
 
-    def _judge(self, pixels: NDArray[np.uint8]) -> tuple[Features, Evidence]:
-        """`detectors.base.judge_picture`, with the features kept."""
-        features = self.detector.extractor.extract(self.detector.prepare(pixels)[None])[0]
-        return features, self.detector.judge(features, self.detector.thresholds)
+    def _judge(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Features, Evidence]:
+        """`detectors.base.judge_picture`, with the model's input and the features kept."""
+        picture = self.detector.prepare(pixels)
+        features = self.detector.extractor.extract(picture[None])[0]
+        return picture, features, self.detector.judge(features, self.detector.thresholds)
 
     def _sample_patches(self, sample: Sample, features: Features, mask: NDArray[np.bool_]) -> None:
         patches = features.reshape(-1, features.shape[-1])
@@ -221,8 +230,31 @@ class _Work:
                 f"{len(outside)} masks mark nothing that the recipe looks at (outside its region, or lost in the "
                 f"resize), first {outside[0]}: such a defect cannot be found."
             )
+        if self.seen:
+            yield (
+                f"{self.seen} of these pictures set the recipe's threshold: the false-reject rate is not independent "
+                "of it. Evaluate on pictures that the recipe was not made from."
+            )
+        yield from self._broken_promise()
         if self.skipped:
             yield f"{len(self.skipped)} pictures could not be used and are in no figure, first {self.skipped[0]}"
+
+    def _broken_promise(self) -> Iterable[str]:
+        """A note when the good pictures here are rejected more often than the recipe's calibration allows."""
+        good = [j for j in self.judged if not j.sample.defective]
+        rejected = sum(j.falsely_rejected for j in good)
+        stated = stated_rate(self.manifest, "upper_rate")
+        if good and stated is not None and clopper_pearson(rejected, len(good), CONFIDENCE)[0] > stated:
+            yield (
+                f"{rejected} of {len(good)} good pictures are rejected, more than the {stated:.2%} that the recipe's "
+                "calibration bounds: they are not like the good pictures it was made from."
+            )
+
+
+def stated_rate(manifest: Manifest, key: str) -> float | None:
+    """A rate of the recipe's calibration evidence, None when it states none that makes sense."""
+    value = manifest.calibration.get(key)
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
 
 
 def defective_cells(mask: NDArray[np.bool_], backbone: BackbonePart) -> NDArray[np.bool_]:

@@ -24,7 +24,7 @@ from edge_daemon.core.picture import heat, map_region, outlined, overlay
 from edge_daemon.errors import PictureError
 from export.dataset import GOOD, read_mask
 from export.errors import ExportError
-from export.evaluate import Evaluated, Judged
+from export.evaluate import Evaluated, Judged, stated_rate
 
 # Raw JPEG bytes for all pictures together; base64 adds a third, so that a report stays below 12 MB.
 _PICTURE_BUDGET_BYTES = 8 << 20
@@ -138,7 +138,19 @@ def worst_first(evaluated: Evaluated) -> list[int]:
 def rate_statement(manifest: Manifest) -> list[str]:
     """What the recipe's calibration promises, sentence by sentence; empty when it says nothing."""
     evidence = manifest.calibration
-    return [str(sentence) for sentence in evidence.get("statement", [])]
+    n, unit = evidence.get("n"), evidence.get("unit", "picture")
+    if evidence.get("method") == "leave-one-out":
+        return [f"None: the threshold is the largest of {n} scores, each from a bank of the other {unit}s."]
+    stated, marginal = stated_rate(manifest, "false_reject_rate"), stated_rate(manifest, "marginal_rate")
+    upper, confidence = stated_rate(manifest, "upper_rate"), stated_rate(manifest, "upper_rate_confidence")
+    if stated is None:
+        return []
+    sentences = [f"{stated:.3g} false rejects per good part ({n} {unit}s kept apart from the bank)."]
+    if marginal is not None:
+        sentences.append(f"On average over such recipes at most {marginal:.2%}.")
+    if upper is not None and confidence is not None:
+        sentences.append(f"For this recipe, with {confidence:.0%} confidence, at most {upper:.2%}.")
+    return sentences
 
 
 def _confusion(evaluated: Evaluated) -> list[dict[str, Any]]:

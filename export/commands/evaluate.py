@@ -99,7 +99,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def identity(ready: "ReadyRecipe") -> dict[str, Any]:
-    """Which recipe judged, and on what."""
+    """Which recipe judged, on what, and which rates its calibration states."""
+    from export.evaluate import stated_rate
+
     manifest = ready.recipe.manifest
     return {
         "name": manifest.name,
@@ -108,6 +110,8 @@ def identity(ready: "ReadyRecipe") -> dict[str, Any]:
         "provisional": manifest.provisional,
         "provider": ready.provider,
         "precision": manifest.backbone.precision,
+        "false_reject_rate_stated": stated_rate(manifest, "false_reject_rate"),
+        "false_reject_rate_upper": stated_rate(manifest, "upper_rate"),
     }
 
 

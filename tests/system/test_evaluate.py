@@ -1,5 +1,6 @@
 """Evaluation from labelled folders to figures: counted right, refused when it cannot be, equal to the oracle."""
 
+import hashlib
 import json
 import sys
 
@@ -226,6 +227,15 @@ def test_a_defect_outside_the_region_is_named_because_it_cannot_be_found(tmp_pat
     evaluated = judged(tmp_path, region=(32, 0, 32, 48))
     assert any("5 masks mark nothing that the recipe looks at" in note for note in evaluated.notes)
     assert sum(j.escaped for j in evaluated.judged) == 5
+
+
+def test_pictures_that_set_the_threshold_are_recognised_as_no_independent_test(tmp_path):
+    data_set(tmp_path, CLASSES)
+    of = manifest()
+    known = BrightSpotDetector(of).prepare(part(104))
+    held_out = [{"name": "x", "sha256": hashlib.sha256(known.tobytes()).hexdigest()}, {"name": "no digest"}, 3]
+    evaluated = judged(tmp_path, calibration={"held_out": held_out})
+    assert any("1 of these pictures set the recipe's threshold" in note for note in evaluated.notes)
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), -1.0])

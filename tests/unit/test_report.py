@@ -184,3 +184,37 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     for place in (tmp_path, tmp_path / "nowhere" / "report.html"):
         with pytest.raises(ReportError, match="folder that exists"):
             check_requirements(place)
+
+
+CALIBRATED = {
+    "method": "split-conformal",
+    "unit": "block",
+    "n": 120,
+    "false_reject_rate": 0.01,
+    "marginal_rate": 0.00826,
+    "upper_rate": 0.0246,
+    "upper_rate_confidence": 0.95,
+}
+
+
+def test_the_rate_is_stated_on_average_and_with_confidence(tmp_path):
+    text = Page(report(tmp_path, calibration=CALIBRATED)[1]).text
+    for words in (
+        "0.01 false rejects per good part (120 blocks kept apart",
+        "at most 0.83%",
+        "95% confidence, at most 2.46%",
+    ):
+        assert words in text
+
+
+def test_good_pictures_rejected_beyond_the_stated_rate_are_called_out(tmp_path):
+    promised = {"good": [100] * 17 + [130] * 3}
+    _, text = report(tmp_path, promised, calibration=CALIBRATED)
+    assert "3 of 20 good pictures are rejected, more than the 2.46%" in Page(text).text
+    lucky, _ = report(tmp_path / "other", {"good": [100] * 19 + [130]}, calibration=CALIBRATED)
+    assert not any("more than the" in note for note in lucky.notes)
+
+
+@pytest.mark.parametrize("calibration", [{}, {"method": 3, "upper_rate": "many"}, {"false_reject_rate": 7}])
+def test_calibration_evidence_of_another_kind_is_no_rate_and_no_failure(tmp_path, calibration):
+    assert "the recipe states none" in Page(report(tmp_path, calibration=calibration)[1]).text
