@@ -138,8 +138,9 @@ def block_scores(scores: Sequence[float], blocks: Sequence[str]) -> dict[str, fl
     """Score of each block: the largest of its pictures. One picture is one `scores` and one `blocks` entry."""
     worst: dict[str, float] = {}
     for score, block in zip(scores, blocks, strict=True):
-        # NaN must survive the maximum, so that it is refused afterwards.
-        worst[block] = score if block not in worst or math.isnan(score) else max(score, worst[block])
+        # NaN must survive the maximum, so that it is refused afterwards: `max` drops it or not, by position.
+        known = worst.get(block, score)
+        worst[block] = math.nan if math.isnan(score) or math.isnan(known) else max(score, known)
     return worst
 
 
