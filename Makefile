@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
+DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo test lint format clean
@@ -18,7 +19,7 @@ install: $(VENV)/.installed  ## what a line PC needs, into .venv (no torch)
 install-dev: $(VENV)/.installed-dev  ## the same, and what export and the tests need (torch for CPUs included)
 
 demo: $(VENV)/.installed  ## two simulated stations, from good parts to verdicts, pictures in out/demo
-	$(BIN)/python deploy/demo/demo.py --out out/demo
+	$(BIN)/python deploy/demo $(DEMO_ARGS)
 
 test: lint  ## lint, types, import contracts and all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -75,7 +75,7 @@ def config_text(plan: tuple[DemoStation, ...], ports: Iterator[int]) -> str:
         f"defect_rate = {station.defect_rate}\nsize = [{station.size[0]}, {station.size[1]}]\n\n"
         f"[stations.{station.name}]\n"
         f'views = [{{ camera = "{station.camera}", recipe = "recipes/{station.product}.recipe" }}]\n'
-        'trigger = "software"\nimages = { publish = "always" }\n'
+        'trigger = "software"\nimages = { publish = "always", heatmap_format = "jpeg", max_side_px = 320 }\n'
         for station in plan
     ]
     return "\n".join(parts)
