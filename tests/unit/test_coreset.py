@@ -1,5 +1,7 @@
 """The accelerated coreset takes exactly the rows that the plain greedy takes."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -172,6 +174,17 @@ def test_a_mapped_file_is_left_as_it_was(tmp_path):
     mapped[:] = data
     read_only = np.memmap(tmp_path / "e", np.float32, "r", shape=data.shape)
     assert np.array_equal(k_centre_greedy(read_only, 50, start=1), k_centre_greedy(data, 50, start=1))
+
+
+def test_memory_stays_far_below_a_second_copy_of_the_rows():
+    data = np.random.default_rng(0).standard_normal((40_000, 96)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        k_centre_greedy(data, 400, start=0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.6 * data.nbytes  # blocks of fixed size; 0.25 at 100,000 rows of 128
 
 
 def test_dimensions_of_the_projection_are_those_of_the_reference():
