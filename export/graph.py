@@ -240,7 +240,7 @@ def _prune(model: ModelProto, outputs: list[str]) -> None:
     _keep(graph.node, [node for i, node in enumerate(graph.node) if i in nodes])
     _keep(graph.initializer, [i for i in graph.initializer if i.name in names])
     _keep(graph.sparse_initializer, [i for i in graph.sparse_initializer if i.values.name in names])
-    _keep(graph.output, [known.get(x, helper.make_tensor_value_info(x, TensorProto.FLOAT, None)) for x in outputs])
+    _keep(graph.output, [known.get(x, ValueInfoProto(name=x)) for x in outputs])
     _keep(graph.input, [image])
     del graph.value_info[:]
 

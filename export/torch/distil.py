@@ -372,6 +372,7 @@ class Distillation:
             "training": {
                 **asdict(self.settings),
                 "steps": self.step,
+                "held_out": 0.0 if self.learned_from_all else self.settings.held_out,
                 "pictures_seen": self.step * self.settings.batch,
                 "seconds": round(self.seconds),
                 "device": self.device.type,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -108,9 +108,10 @@ def load_network(
     config = model.pretrained_cfg
     indices = _indices(model, arch, layers)
     unique = sorted(set(indices))
+    state = None if weights is None else _read_weights(timm, model, weights)
     model.prune_intermediate_layers(unique, prune_norm=not final_norm, prune_head=True)
-    if weights is not None:
-        _load_weights(timm, model, weights)
+    if weights is not None and state is not None:
+        _apply_weights(model, state, weights)
         source_name, source_sha256 = weights.name, sha256_of(weights.read_bytes())
     else:
         source_name, source_sha256 = f"timm {arch}.{config.get('tag', '')}".rstrip("."), _digest_of(model)
@@ -165,17 +166,24 @@ def _indices(model: Any, arch: str, layers: Sequence[str]) -> list[int]:
     return found
 
 
-def _load_weights(timm: Any, model: nn.Module, path: Path) -> None:
+def _read_weights(timm: Any, model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The file's weights under the key names of `model`, which is still whole."""
     if not path.is_file():
         raise BackboneError(f"no weights at {path}")
     try:
         state = timm.models.load_state_dict(str(path), use_ema=True, weights_only=True)
         # Each family of timm translates the key names of other publishers, by this name in its module.
         translate = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
-        if translate is not None:
-            state = translate(state, model)
-        missing, _ = model.load_state_dict(state, strict=False)
+        return cast(dict[str, Tensor], translate(state, model) if translate else state)
     except Exception as exc:  # torch, safetensors, pickle and timm each raise their own
+        raise BackboneError(f"the weights {path} cannot be read: {exc}") from exc
+
+
+def _apply_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load into what is left of the model; nothing of that may be missing."""
+    try:
+        missing, _ = model.load_state_dict(state, strict=False)
+    except Exception as exc:  # torch raises RuntimeError for shapes, others for what are no tensors
         raise BackboneError(f"the weights {path} do not fit the architecture: {exc}") from exc
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing:
@@ -198,7 +206,8 @@ def _fix_size(model: Any, size: Size | None) -> tuple[int, Size | None]:
         raise BackboneError("a transformer is exported for one size: give --size")
     w, h = (-(-s // multiple) * multiple for s in size)
     try:
-        model.set_input_size(img_size=(h, w))
+        with _quiet():
+            model.set_input_size(img_size=(h, w))
     except Exception as exc:  # timm asserts on sizes that a window does not divide
         raise BackboneError(f"the architecture cannot take {size_text((w, h))}: {exc}") from exc
     return multiple, (w, h)

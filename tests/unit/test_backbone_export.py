@@ -84,7 +84,7 @@ def test_missing_weights_are_named(resnet_weights, tmp_path):
 
 
 def test_weights_of_another_architecture_are_refused(resnet_weights, vit_weights):
-    with pytest.raises(BackboneError, match=r"r10\.pth (lacks|do not fit)|the weights .* do not fit"):
+    with pytest.raises(BackboneError, match="do not fit the architecture"):
         load_network("resnet18", ["layer2"], resnet_weights)
     with pytest.raises(BackboneError, match="lacks"):
         load_network("resnet10t", ["layer2"], vit_weights)
@@ -93,7 +93,7 @@ def test_weights_of_another_architecture_are_refused(resnet_weights, vit_weights
 def test_a_file_that_holds_no_weights_is_refused(tmp_path):
     for name in ("x.pth", "x.safetensors"):
         (tmp_path / name).write_bytes(b"nothing")
-        with pytest.raises(BackboneError, match="do not fit"):
+        with pytest.raises(BackboneError, match="cannot be read"):
             load_network("resnet10t", ["layer2"], tmp_path / name)
     with pytest.raises(BackboneError, match="no weights at"):
         load_network("resnet10t", ["layer2"], tmp_path / "none.pth")
