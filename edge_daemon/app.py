@@ -22,7 +22,7 @@ from edge_daemon.edges.journal import Boot, Intent, Journal
 from edge_daemon.edges.publisher import Publisher, PublisherConfig
 from edge_daemon.edges.records import Records
 from edge_daemon.edges.server import CONTROL, TRIGGERS, RequestServer
-from edge_daemon.engines.sessions import EngineOptions, Sessions
+from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
 from edge_daemon.errors import EdgeError, JournalError
 from edge_daemon.pipeline.compute import Compute
 from edge_daemon.pipeline.control import ControlDesk, TriggerDesk
@@ -34,15 +34,11 @@ from edge_daemon.pipeline.station import Station
 from edge_daemon.threads import physical_cores, thread_pools
 from edge_daemon.wire.codec import encode_event, encode_image, encode_status
 from edge_daemon.wire.messages import (
-    ControlReply,
-    ControlRequest,
     Event,
     Image,
     Inspection,
     Provenance,
     Status,
-    TriggerReply,
-    TriggerRequest,
 )
 
 log = logging.getLogger(__name__)
@@ -163,7 +159,7 @@ class Daemon:
         self._compute = Compute(
             list(self._stations.values()),
             self._clock,
-            config.engine.batch_limit(config.engine.provider),
+            self._batch_limit(),
             int(config.engine.batch_wait_ms * 1e6),
             self._fatal,
         )
@@ -182,6 +178,13 @@ class Daemon:
                 log.error("station %s: %s", name, error)
                 station.alarm("recipes", str(error))
                 self._emit("alarm", name, "recipe_refused", str(error), "error")
+
+    def _batch_limit(self) -> int:
+        """Frames in one model run: by the provider that really runs, should it be the fallback."""
+        live = [s.recipes for s in self._stations.values() if s.recipes is not None]
+        providers = {ready.provider for recipes in live for ready in recipes.views.values()}
+        on_cpu = self._config.engine.provider == "cpu" or PROVIDERS["cpu"] in providers
+        return self._config.engine.batch_limit("cpu" if on_cpu else self._config.engine.provider)
 
     def _start_cameras(self, stack: ExitStack) -> None:
         readers: list[CameraReader] = []
@@ -220,30 +223,27 @@ class Daemon:
             log.error("camera %s does not let go; its thread is left to the end of the process", reader.name)
 
     def _serve(self, stack: ExitStack, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-        triggers = TriggerDesk(self._stations)
-
-        def on_trigger(fields: dict[str, Any], reply: Callable[[dict[str, Any]], None]) -> None:
-            triggers.handle(TriggerRequest.model_validate(fields), lambda answer: reply(_trigger_fields(answer)))
-
-        def on_control(fields: dict[str, Any], reply: Callable[[dict[str, Any]], None]) -> None:
-            request = ControlRequest.model_validate(fields)
-            self._control.handle(request, lambda answer: reply(_control_fields(answer)))
-
         wire = self._config.wire
-        for endpoint, dialogue, handle in (
-            (wire.control, CONTROL, on_control),
-            (wire.triggers, TRIGGERS, on_trigger),
-        ):
-            server = RequestServer(
-                context,
-                endpoint,
-                dialogue,
-                handle,
-                max_request_bytes=wire.max_request_bytes,
-                on_fatal=self._fatal,
-            )
-            server.open()
-            stack.callback(server.close)
+        control = RequestServer(
+            context,
+            wire.control,
+            CONTROL,
+            self._control.handle,
+            max_request_bytes=wire.max_request_bytes,
+            on_fatal=self._fatal,
+        )
+        triggers = RequestServer(
+            context,
+            wire.triggers,
+            TRIGGERS,
+            TriggerDesk(self._stations).handle,
+            max_request_bytes=wire.max_request_bytes,
+            on_fatal=self._fatal,
+        )
+        control.open()
+        stack.callback(control.close)
+        triggers.open()
+        stack.callback(triggers.close)
 
     # -- running -------------------------------------------------------------------------------------
 
@@ -352,14 +352,6 @@ class Daemon:
             "publisher": asdict(self._publisher.stats()),
             "pictures_dropped": self._pictures.dropped,
         }
-
-
-def _trigger_fields(answer: TriggerReply) -> dict[str, Any]:
-    return {name: getattr(answer, name) for name in ("accepted", "result_id", "attempt", "reason", "message")}
-
-
-def _control_fields(answer: ControlReply) -> dict[str, Any]:
-    return {name: getattr(answer, name) for name in ("ok", "result", "error", "job")}
 
 
 def _publisher_config(config: Config) -> PublisherConfig:

@@ -40,7 +40,7 @@ MANIFEST = "recipe.json"
 BANK = "bank.safetensors"
 BACKBONE = "backbone.onnx"
 _FIXED_NAMES = frozenset({MANIFEST, BANK, BACKBONE, "prototypes.safetensors", "signature"})
-_GOLDEN_NAME = re.compile(r"^golden/[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}$")
+_GOLDEN_NAME = re.compile(r"golden/[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")
 _MAX_FILES = 256
 _MAX_BYTES = 16 << 30
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -81,7 +81,7 @@ def sha256(data: bytes) -> str:
 
 
 def _allowed(name: str) -> bool:
-    return name in _FIXED_NAMES or _GOLDEN_NAME.match(name) is not None
+    return name in _FIXED_NAMES or _GOLDEN_NAME.fullmatch(name) is not None
 
 
 def _read_directory(path: Path) -> dict[str, bytes]:

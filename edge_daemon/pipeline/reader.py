@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from edge_daemon.cameras.base import Camera, EndOfFrames
+from edge_daemon.cameras.base import Camera, EndOfFrames, FrameLost
 from edge_daemon.core.clock import Clock
 from edge_daemon.core.decision import Reason
 from edge_daemon.core.frame import Frame
@@ -101,7 +101,10 @@ class CameraReader:
         serve = self._serve_trigger if self._station.config.trigger == "software" else self._serve_free_run
         try:
             while not self._stop.is_set():
-                serve()
+                try:
+                    serve()
+                except FrameLost as error:
+                    self._on_event("frame_lost", str(error))
         except EndOfFrames as error:
             self._end_of_replay(error)
         except CameraError as error:
@@ -166,6 +169,11 @@ class CameraReader:
     def _serve_free_run(self) -> None:
         if self._camera.waits_for_host and not self._station.wait_for_room(_POLL_NS / 1e9):
             return
-        frame = self._camera.grab(_POLL_NS)
+        try:
+            frame = self._camera.grab(_POLL_NS)
+        except FrameLost:
+            # A part may have been on it: it gets its record.
+            self._station.frame_lost(self.name)
+            raise
         if frame is not None:
             self._station.frame_without_trigger(self.name, frame)

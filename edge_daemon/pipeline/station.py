@@ -159,6 +159,12 @@ class Station:
         self._outbox.intend(self._intent(inspection), lambda error: self._intent_failed(inspection, error))
         self.frame_arrived(inspection, camera, frame)
 
+    def frame_lost(self, camera: str) -> None:
+        """A free-running camera lost one frame, and a part with it perhaps: a trigger that failed."""
+        inspection, verdict = self._accept(f"{camera}-lost-{uuid.uuid4().hex[:8]}", None, None, None)
+        failed = Verdict(Evaluation.UNDEFINED, ResultState.FAILED, Reason.CAMERA)
+        self._finish(inspection, verdict if verdict is not None else failed)
+
     def _intent_failed(self, inspection: OpenInspection, error: JournalError | None) -> None:
         if error is not None:
             self._finish(inspection, Verdict(Evaluation.UNDEFINED, ResultState.FAILED, Reason.JOURNAL))
