@@ -39,13 +39,13 @@ def write_contact_sheet(heard: Heard, plan: Sequence[DemoStation], path: Path, p
 
 
 def _chosen(heard: Heard, station: DemoStation, count: int) -> list[Inspection]:
-    """What was judged wrongly first, then the highest scores, the last one being the best of all. Only parts whose
+    """Some of what was judged wrongly, then the highest scores, the last one being the best of all. Only parts whose
     picture arrived."""
     shown = [i for i in heard.inspections if i.station == station.name and i.result_id in heard.images]
     shown = [i for i in shown if i.views[0].score is not None]
     wrong = [i for i in shown if (i.evaluation == "OK") != (station.truth(i.views[0].frame_ids[0]) is None)]
     right = sorted((i for i in shown if i not in wrong), key=lambda i: -(i.views[0].score or 0))
-    ordered = wrong + right
+    ordered = wrong[: -(-count // 3)] + right
     return ordered[: count - 1] + ordered[-1:] if 0 < count < len(ordered) else ordered[:count]
 
 

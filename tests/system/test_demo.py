@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 
 from edge_daemon.wire.messages import Inspection, Provenance, RecipeRef, Times, ViewMessage
@@ -98,3 +99,60 @@ class TestTally:
 
         assert percentile([1.0, 2.0, 3.0, 100.0], 0.5) == 2.0
         assert percentile([1.0, 2.0, 3.0, 100.0], 0.99) == 100.0
+
+
+def run_demo(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(DEMO), *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def test_the_demo_judges_every_part_and_leaves_pictures(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    process = run_demo("--out", str(out), "--good-parts", "24", "--parts", "9", "--sheet-parts", "4")
+    told, complaints = process.communicate(timeout=200)
+    assert process.returncode == 0, told + complaints
+    lines = [line.split()[:2] for line in told.splitlines() if line.startswith("cam-")]
+    flanges = [["cam-flange", f"flange-{n:03}"] for n in range(1, 6)]
+    caps = [["cam-cap", f"cap-{n:03}"] for n in range(1, 5)]
+    assert sorted(lines) == sorted(flanges + caps)
+    assert "9 parts:" in told
+    assert "PROBLEM" not in told
+    sheet = cv2.imread(str(out / "contact-sheet.png"))
+    assert sheet is not None
+    assert str(out / "contact-sheet.png") in told
+    check = subprocess.run(
+        [Path(sys.executable).parent / "edge-daemon", "check", "--config", out / "edge.toml", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert json.loads(check.stdout)["ok"] is True, check.stdout
+
+
+def test_interrupting_the_demo_stops_everything_it_started(tmp_path: Path) -> None:
+    """That nothing is left running is checked after every test."""
+    process = run_demo("--out", str(tmp_path / "demo"), "--good-parts", "20", "--parts", "5000")
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) and not line.startswith("cam-cap"):
+        pass
+    assert line, process.communicate()[1]
+    process.send_signal(signal.SIGINT)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "everything it started has been stopped" in complaints
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    process = run_demo("--out", str(tmp_path))
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "holds files that the demo did not write" in complaints
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
