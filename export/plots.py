@@ -97,7 +97,7 @@ def score_plot(evaluated: Evaluated) -> str:
         top.set(ylabel="pictures")
         top.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         top.tick_params(labelbottom=False)
-        top.legend(loc="upper right")
+        top.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderpad=0)
         top.grid(True, axis="y")
         for number, name in enumerate(names):
             own = np.array([j.score for j in evaluated.judged if j.sample.defect == name])

@@ -145,9 +145,9 @@ def rate_statement(manifest: Manifest) -> list[str]:
     upper, confidence = stated_rate(manifest, "upper_rate"), stated_rate(manifest, "upper_rate_confidence")
     if stated is None:
         return []
-    sentences = [f"{stated:.3g} false rejects per good part ({n} {unit}s kept apart from the bank)."]
+    sentences = [f"At most {stated * 100:.3g}% of good parts rejected; {n} {unit}s were kept apart from the bank."]
     if marginal is not None:
-        sentences.append(f"On average over such recipes at most {marginal:.2%}.")
+        sentences.append(f"On average over recipes made like this one: {marginal:.2%}.")
     if upper is not None and confidence is not None:
         sentences.append(f"For this recipe, with {confidence:.0%} confidence, at most {upper:.2%}.")
     return sentences

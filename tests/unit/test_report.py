@@ -200,8 +200,8 @@ CALIBRATED = {
 def test_the_rate_is_stated_on_average_and_with_confidence(tmp_path):
     text = Page(report(tmp_path, calibration=CALIBRATED)[1]).text
     for words in (
-        "0.01 false rejects per good part (120 blocks kept apart",
-        "at most 0.83%",
+        "At most 1% of good parts rejected; 120 blocks",
+        "like this one: 0.83%",
         "95% confidence, at most 2.46%",
     ):
         assert words in text
