@@ -51,7 +51,7 @@ _GAPS_KEPT: Final = 10_000
 
 
 class NoAnswerError(EdgeError):
-    """The daemon did not answer in time. Whether it acted is unknown: ask again with the same request id."""
+    """The daemon did not answer in time. The text says whether it can have acted."""
 
 
 class RefusedError(EdgeError):
@@ -97,6 +97,8 @@ def connect(
         socket.setsockopt(zmq.HEARTBEAT_TTL, 3000)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         if kind == zmq.DEALER:
+            # Nothing is kept for a daemon that is not there: a trigger must not arrive when its part has gone.
+            socket.setsockopt(zmq.IMMEDIATE, 1)
             # Known to the daemon by this name also after a reconnect, so that a repeated request is recognised.
             socket.setsockopt(zmq.ROUTING_ID, uuid.uuid4().bytes.hex().encode())
         socket.connect(endpoint)
@@ -245,11 +247,20 @@ class _Asker:
         """Every answer that arrives until the timeout, then NoAnswerError."""
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
-        self._socket.send_multipart([b"", body])
-        while self._socket.poll(max(0, round((deadline - time.monotonic()) * 1000))):
+
+        def ready(direction: int) -> int:
+            return self._socket.poll(max(0, round((deadline - time.monotonic()) * 1000)), direction)
+
+        if not ready(zmq.POLLOUT):
+            raise NoAnswerError(
+                f"nobody answers at {self._endpoint}; nothing was sent: is the daemon running, is this its address?"
+            )
+        self._socket.send_multipart([b"", body], zmq.DONTWAIT)
+        while ready(zmq.POLLIN):
             yield self._socket.recv_multipart()[-1]
         raise NoAnswerError(
-            f"{self._endpoint} did not answer within {timeout_s:g} s; is the daemon running, and is this its address?"
+            f"{self._endpoint} did not answer within {timeout_s:g} s, and may have acted all the same: ask again with "
+            "the same request id"
         )
 
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from pydantic import ValidationError
+
 from edge_daemon import client
 from edge_daemon.client import ControlClient, NoAnswerError, RefusedError, Subscriber, TriggerClient
 from edge_daemon.errors import EdgeError
-from edge_daemon.wire.messages import Inspection, JobState, ViewMessage
+from edge_daemon.wire.messages import Inspection, JobState, Status, ViewMessage
 
 OK: Final = 0
 REFUSED: Final = 1
@@ -122,7 +124,8 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    add("status", _status, "What the daemon and its stations do.")
+    status = add("status", _status, "What the daemon and its stations do.")
+    status.add_argument("--all", action="store_true", help="every measure, not only what an operator needs")
     add("recipes", _recipes, "Stored and active recipes.")
     trigger = add("trigger", _trigger, "Inspect one part; says whether the trigger was accepted, not the verdict.")
     trigger.add_argument("station")
@@ -200,7 +203,17 @@ def _count(text: str) -> int:
 
 
 def _status(args: argparse.Namespace, endpoints: Endpoints, out: TextIO) -> int:
-    return _ask_and_show(args, endpoints, out, "status", {})
+    with ControlClient(endpoints.control, args.timeout) as control:
+        try:
+            result = control.request("status")
+        except RefusedError as exc:
+            return _refused(args, out, exc)
+    if args.json or args.all:
+        _show(args, out, {"ok": True, "result": result}, result)
+    else:
+        for line in status_lines(result):
+            print(line, file=out)
+    return OK
 
 
 def _recipes(args: argparse.Namespace, endpoints: Endpoints, out: TextIO) -> int:
@@ -361,6 +374,37 @@ def _line(inspection: Inspection, who: str, evaluation: str, reason: str, measur
 def printable(text: str) -> str:
     """Bar codes come from outside: nothing in them may steer the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def status_lines(result: Mapping[str, Any]) -> list[str]:
+    """What an operator needs of a daemon's status: each station, whether it takes triggers, and what is wrong.
+
+    Fields that an older or newer daemon does not have are left out.
+    """
+    lines = [f"line {result.get('line', '?')}, boot {result.get('boot', '?')}, {result.get('software', '')}"]
+    stations = result.get("stations")
+    for name, status in stations.items() if isinstance(stations, dict) else ():
+        try:
+            shown = Status.model_validate(status)
+        except ValidationError:
+            lines.append(f"{name}: its status is not understood; see --all")
+            continue
+        ready = "takes triggers" if shown.trigger_ready else "takes NO triggers"
+        lines.append(f"{name}: {shown.state}, {ready}, {shown.mode or '-'}, last result {shown.last_seq}")
+        if (c := shown.counters) is not None:
+            lines.append(
+                f"  accepted {c.accepted}: ok {c.ok}, not ok {c.not_ok}, not decidable {c.not_decidable}, "
+                f"failed {c.failed}, missed {c.missed}, in flight {c.in_flight}"
+                + ("" if c.balanced else "  DO NOT ADD UP: please report this")
+            )
+        lines += [f"  alarm: {alarm}" for alarm in shown.alarms]
+        for camera in shown.cameras:
+            state = "connected" if camera.connected else "NOT CONNECTED"
+            lines.append(f"  camera {camera.camera}: {state}, {camera.frames} frames {camera.message}".rstrip())
+    journal = result.get("journal")
+    if isinstance(journal, dict) and journal.get("failing"):
+        lines.append(f"journal: {journal['failing']}")
+    return [printable(line) for line in lines]
 
 
 def _refused(args: argparse.Namespace, out: TextIO, exc: RefusedError) -> int:

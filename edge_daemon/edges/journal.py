@@ -535,6 +535,11 @@ class Journal:
         if refused is not None and on_durable is not None:
             on_durable(refused)
 
+    @property
+    def failing(self) -> str:
+        """Why the last commit failed; empty while the disk takes records. Cheap, for every status."""
+        return self._numbers.failing
+
     def stats(self) -> JournalStats:
         """Counters of this boot; commit times over the last 1,024 commits."""
         with self._wake:

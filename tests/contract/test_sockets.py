@@ -620,7 +620,24 @@ def test_the_control_client_raises_what_the_daemon_refuses_and_passes_over_late_
         with pytest.raises(RefusedError, match="not now") as refused:
             client.request("refuse")
         assert refused.value.code == "refused"
-        with pytest.raises(NoAnswerError, match="is the daemon running"):
+        with pytest.raises(NoAnswerError, match="may have acted"):
             client.request("later", timeout_s=0.05)
         desk.replies[0](ControlReply(ok=True, result={"late": True}))
         assert client.request("status") == {"count": 4}
+
+
+def test_a_trigger_for_a_daemon_that_is_not_there_is_not_kept_for_one_that_comes_later(
+    context: zmq.Context[zmq.Socket[bytes]],
+) -> None:
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    desk = Desk()
+    with TriggerClient(endpoint, timeout_s=20) as triggers:
+        with pytest.raises(NoAnswerError, match="nothing was sent"):
+            triggers.trigger("st1", "long gone", timeout_s=0.05)
+        server = RequestServer(context, endpoint, TRIGGERS, desk.trigger, linger_ms=0)
+        server.open()
+        with contextlib.closing(server):
+            assert triggers.trigger("st1", "here now").accepted
+    assert [r.trigger_id for r in desk.requests] == ["here now"]

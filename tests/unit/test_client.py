@@ -22,7 +22,16 @@ from edge_daemon.edges.publisher import Publisher, PublisherConfig
 from edge_daemon.edges.server import CONTROL, TRIGGERS, RequestServer
 from edge_daemon.errors import EdgeError
 from edge_daemon.wire.codec import encode_inspection
-from edge_daemon.wire.messages import ControlFault, ControlReply, ControlRequest, TriggerReply, TriggerRequest
+from edge_daemon.wire.messages import (
+    CameraStatus,
+    ControlFault,
+    ControlReply,
+    ControlRequest,
+    Counters,
+    Status,
+    TriggerReply,
+    TriggerRequest,
+)
 
 ANY_PORT = "tcp://127.0.0.1:*"
 WAIT_S = 20.0
@@ -188,13 +197,38 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 
 
 def test_status_is_printed_for_people_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    tree = {"stations": {"st1": {"state": "Ready", "alarms": []}}, "recipes": [{"name": "bottle", "version": "1"}]}
+    station = Status(
+        line="line-1",
+        station="st1",
+        boot=7,
+        boot_id="b",
+        utc="u",
+        uptime_ms=1.0,
+        state="Error",
+        mode="production",
+        counters=Counters(accepted=9, ok=8),
+        last_seq=8,
+        cameras=(CameraStatus(camera="top", connected=False, frames=8, message="no answer\x1b[2J"),),
+        alarms=("camera top does not answer",),
+    ).model_dump(mode="json")
+    tree = {
+        "line": "line-1",
+        "boot": 7,
+        "stations": {"st1": station, "st2": {"odd": 1}},
+        "journal": {"failing": "full"},
+    }
     with daemon(ok(tree)) as flags:
         status, out, _ = run(capsys, *flags, "status")
         assert status == 0
-        assert "st1:" in out
-        assert "state: Ready" in out
-        assert "name bottle, version 1" in out
+        assert "st1: Error, takes NO triggers, production, last result 8" in out
+        assert "ok 8" in out
+        assert "DO NOT ADD UP" in out
+        assert "alarm: camera top does not answer" in out
+        assert "camera top: NOT CONNECTED, 8 frames no answer?[2J" in out
+        assert "st2: its status is not understood" in out
+        assert "journal: full" in out
+        status, out, _ = run(capsys, *flags, "status", "--all")
+        assert "uptime_ms: 1.0" in out
         status, out, _ = run(capsys, *flags, "status", "--json")
         assert (status, json.loads(out)) == (0, {"ok": True, "result": tree})
 

@@ -1,6 +1,7 @@
 """The way of an outcome out: durable first, in order, and withdrawn when the disk is too slow."""
 
 import contextlib
+import random
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from wire_kit import inspection
 
-from edge_daemon.edges.journal import Concluded, Journal, OutcomeTwiceError, withdrawn
+from edge_daemon.edges.journal import Concluded, Intent, Journal, OutcomeTwiceError, withdrawn
 from edge_daemon.edges.records import Records
 from edge_daemon.errors import JournalError
 from edge_daemon.wire.codec import decode_inspection, inspection_header
@@ -249,6 +250,57 @@ def test_under_load_from_several_threads_every_outcome_goes_out_once_and_in_orde
         for s in range(4):
             assert [o.seq for o in sink.published if o.station == f"st{s}"] == list(range(1, 61))
         assert records.stats().published == 240
+
+
+def test_outcomes_may_be_concluded_from_inside_the_journals_own_callbacks(tmp_path: Path) -> None:
+    """A trigger whose intent fails is concluded at once, from the writer thread."""
+    sink, told = Sink(), Told()
+    with (
+        Journal(tmp_path / "journal.sqlite", "line-1") as journal,
+        Records(journal, sink, LONG_NS, told) as records,
+    ):
+        for n in range(50):
+            intent = Intent("st1", f"r{n}", f"t{n}")
+            journal.intend(intent, lambda _, n=n: records.conclude(draft(f"r{n}")))  # type: ignore[misc]
+        told.wait(50)
+    assert [o.seq for o in sink.published] == list(range(1, 51))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_the_disk_does_the_journal_ends_up_saying_what_the_wire_said(tmp_path: Path, seed: int) -> None:
+    """Another program locks the file at random moments while outcomes are concluded under a tight budget."""
+    rng = random.Random(seed)
+    path = tmp_path / "journal.sqlite"
+    sink, told = Sink(), Told()
+    journal = Journal(path, "line-1", busy_timeout_ms=5, queue_limit=40)
+    boot = journal.open()
+    pause = threading.Event()
+    with (
+        contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other,
+        Records(journal, sink, 8_000_000, told) as records,
+    ):
+        other.execute("PRAGMA busy_timeout=20000")
+        for n in range(250):
+            records.conclude(draft(f"r{n}", station=rng.choice(["st1", "st2"])))
+            if rng.random() < 0.08 and not other.in_transaction:
+                other.execute("BEGIN IMMEDIATE")
+            elif rng.random() < 0.1 and other.in_transaction:
+                other.execute("ROLLBACK")
+            if rng.random() < 0.1:
+                pause.wait(rng.random() * 0.01)
+        if not other.in_transaction:
+            other.execute("BEGIN IMMEDIATE")
+        records.conclude(draft("last"))
+        assert not told.wait(251)[-1].journaled
+        other.execute("ROLLBACK")
+    journal.close()
+    with Journal(path, "line-1") as again:
+        for station in ("st1", "st2"):
+            replay = again.read(station, boot.number, 1, 10_000)
+            assert replay.gone == ()
+            assert [e.header for e in replay.entries] == [
+                inspection_header(o) for o in sink.published if o.station == station
+            ]
 
 
 def test_a_budget_of_nothing_is_refused() -> None:
