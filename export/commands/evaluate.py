@@ -54,13 +54,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="what computes the features; there is no silent fallback (default: cpu)",
     )
     parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="threads of the network (default 0: one per core)"
+        "--threads", type=int, default=0, metavar="N", help="threads of network and search (default 0: one per core)"
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print, write the report. Raises ExportError or EdgeError."""
+    from edge_daemon.threads import set_thread_environment
+
+    if "numpy" not in sys.modules:  # the daemon's pools, so that ms_per_image is the daemon's, too
+        set_thread_environment(arguments.threads)
     from tqdm import tqdm
 
     from edge_daemon.detectors.loading import load_verified
