@@ -11,7 +11,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import zmq
@@ -56,11 +56,12 @@ class Endpoints:
 class ChannelStats:
     """sent: handed to ZeroMQ. not_taken: the queue inside the daemon was full (images: the oldest was dropped).
     overruns: times that a subscriber's own queue ran full and it began to lose messages. ZeroMQ tells the first
-    loss, not each: how many it lost, a subscriber of results sees from the gap in `seq`."""
+    loss, not each: how many it lost, a subscriber of results sees from the gap in `seq`. subscriptions: in force."""
 
     sent: int = 0
     not_taken: int = 0
     overruns: int = 0
+    subscriptions: int = 0
 
 
 @dataclass(slots=True)
@@ -199,11 +200,7 @@ class Publisher:
         """A copy of the counters."""
         with self._lock:
             s = self._stats
-
-            def copy(channel: ChannelStats) -> ChannelStats:
-                return ChannelStats(channel.sent, channel.not_taken, channel.overruns)
-
-            return PublisherStats(copy(s.results), copy(s.images), copy(s.status), s.status_replaced)
+            return PublisherStats(replace(s.results), replace(s.images), replace(s.status), s.status_replaced)
 
     def _queue(self, queue: deque[Frames], frames: Frames, limit: int, stats: ChannelStats) -> bool:
         with self._lock:
@@ -232,14 +229,19 @@ class Publisher:
 
     def _serve(self, sockets: list[zmq.Socket[bytes]], wake: Wake) -> None:
         results_socket, images_socket, status_socket = sockets
+        channels = {
+            results_socket: self._stats.results,
+            images_socket: self._stats.images,
+            status_socket: self._stats.status,
+        }
         poller = zmq.Poller()
         for pollable in (*sockets, wake.fileno()):
             poller.register(pollable, zmq.POLLIN)
         more = False
         while True:
             for ready, _ in poller.poll(0 if more else None):
-                if isinstance(ready, zmq.Socket):
-                    _drain(ready)
+                if ready in channels:
+                    self._count_subscriptions(ready, channels[ready])
             wake.clear()
             with self._lock:
                 running = self._running
@@ -260,6 +262,16 @@ class Publisher:
             if not running and not more:
                 return
 
+    def _count_subscriptions(self, socket: zmq.Socket[bytes], stats: ChannelStats) -> None:
+        """Subscriptions arrive as messages, 1 or 0 and the topic; libzmq has acted on them already."""
+        try:
+            while True:
+                message = socket.recv_multipart(zmq.DONTWAIT)[0]
+                with self._lock:
+                    stats.subscriptions += {b"\x01": 1, b"\x00": -1}.get(message[:1], 0)
+        except zmq.Again:
+            return
+
     def _send(self, socket: zmq.Socket[bytes], frames: Frames, stats: ChannelStats) -> None:
         """To every subscriber with room. With NODROP libzmq refuses the whole message when one has none (xpub.cpp
         checks all queues before it writes to any), which makes the loss visible; sent again without NODROP it
@@ -275,12 +287,3 @@ class Publisher:
         with self._lock:
             stats.sent += 1
             stats.overruns += overrun
-
-
-def _drain(socket: zmq.Socket[bytes]) -> None:
-    """Subscriptions arrive as messages; libzmq has acted on them already."""
-    try:
-        while True:
-            socket.recv_multipart(zmq.DONTWAIT)
-    except zmq.Again:
-        return

@@ -53,6 +53,8 @@ def bind(
             socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         if kind == zmq.XPUB:
             socket.setsockopt(zmq.XPUB_NODROP, 1)
+            # Every subscription and its end is told, not only the first of a topic: they are counted.
+            socket.setsockopt(zmq.XPUB_VERBOSER, 1)
         if secure is not None:
             secure(socket)
         socket.bind(endpoint)
