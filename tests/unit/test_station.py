@@ -52,7 +52,7 @@ class FakeOutbox:
         self.unpublished.append(record)
 
     def attempts(self, station: str, trigger_id: str) -> int:
-        return sum(record.trigger_id == trigger_id for record in self.records)
+        return sum((r.station, r.trigger_id) == (station, trigger_id) for r in self.records)
 
 
 def live_recipes(cameras: tuple[str, ...], digest: str = "d" * 64) -> LiveRecipeSet:
