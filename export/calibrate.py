@@ -66,7 +66,7 @@ def score_pictures(
     for index in indices.tolist():
         features = features_of(detector.extractor, pictures, index)
         evidence = detector.judge(features, limits)
-        peak = float(detector.anomaly_map(features).max())
+        peak = float(evidence.anomaly_map().max()) if evidence.anomaly_map else math.nan
         if not (math.isfinite(evidence.score) and math.isfinite(peak)):
             raise CalibrationError(
                 f"{pictures.names[index]} gets the score {evidence.score}: the backbone computes nonsense here; "

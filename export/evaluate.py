@@ -167,8 +167,8 @@ class _Work:
                 f"{sample.name}: the score is {evidence.score}, no finite number from 0 up; the recipe or the "
                 "provider is broken: run `edge-export verify`"
             )
-        if self.keep_maps:
-            self.maps[len(self.judged)] = self.detector.anomaly_map(features)
+        if self.keep_maps and evidence.anomaly_map is not None:
+            self.maps[len(self.judged)] = evidence.anomaly_map()
             self.masks[len(self.judged)] = mask
         if self.keep_patches:
             self._sample_patches(sample, features, mask)

@@ -120,7 +120,7 @@ class BrightSpotDetector:
         score = float(anomaly.max()) if self.spoilt_score is None else self.spoilt_score
         region = Region(*view.region) if view.region else None
         boxes = boxes_above(anomaly, thresholds.pixel, view.frame_size, region, self.of.preprocess.resize_to)
-        return Evidence(score, float(anomaly.max()), boxes, "exact")
+        return Evidence(score, float(anomaly.max()), boxes, "exact", lambda: anomaly)
 
     def anomaly_map(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         distance = np.maximum(features.mean(axis=2) - 100, 0).astype(np.float32)

@@ -1,13 +1,11 @@
 """The contract of all detectors: cameras, thresholds, boxes, wire and gateway never know which one it is."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_daemon.core.decision import Evidence, Thresholds
-from edge_daemon.core.frame import Frame
 
 Features = NDArray[np.float32]
 
@@ -47,18 +45,8 @@ class Detector(Protocol):
         """Features of one frame, (gh, gw, D) float32 -> evidence, boxes in full-frame pixels."""
         ...
 
-    def anomaly_map(self, features: Features) -> NDArray[np.float32]:
-        """Exact anomaly map of one frame at model size, (H, W) float32, raw distance units."""
-        ...
-
 
 def judge_picture(detector: Detector, pixels: NDArray[np.uint8]) -> Evidence:
     """One picture through the whole detector: resize, features, evidence."""
     features = detector.extractor.extract(detector.prepare(pixels)[None])
     return detector.judge(features[0], detector.thresholds)
-
-
-def judge_frames(detector: Detector, frames: Sequence[Frame]) -> list[Evidence]:
-    """A batch of frames of one detector."""
-    features = detector.extractor.extract(np.stack([detector.prepare(f.pixels) for f in frames]))
-    return [detector.judge(f, detector.thresholds) for f in features]

@@ -112,11 +112,6 @@ class PatchCoreDetector:
             partial(self._map, patches, rows[:, 0], features.shape[:2]),
         )
 
-    def anomaly_map(self, features: Features) -> NDArray[np.float32]:
-        """Exact anomaly map of one frame at model size, (H, W) float32, raw distance units."""
-        patches = features.reshape(-1, features.shape[-1])
-        return self._map(patches, self.engine.nearest(patches, 1)[1][:, 0], features.shape[:2])
-
     def _map(self, patches: NDArray[np.float32], rows: NDArray[np.int64], grid: tuple[int, ...]) -> NDArray[np.float32]:
         s = self.settings
         distances = patch_distances(patches, rows, self.bank, s.metric)

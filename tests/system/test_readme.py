@@ -1,7 +1,8 @@
 """Every command that the README and the how-to pages show is run, on small simulated data.
 
 A fenced `sh` block runs as it stands in one shell per page, in a folder that holds what the page tells its reader
-to have. A fenced `toml` block whose first line is `# NAME.toml` is written to that file. Comments before a block:
+to have. A fenced `toml` or `python` block whose first line is `# NAME.toml` or `# NAME.py` is written to that file.
+Comments before a block:
 
   <!-- test: background -->   a long-running command: started, waited for, asked to stop at the end of the page
   <!-- test: with NAME -->    needs the preparation NAME of this file
@@ -122,7 +123,7 @@ def script_of(page: Path) -> str:
     """The page's blocks as one shell script. A background command is waited for until `edge-ctl status` answers."""
     lines = ["set -euo pipefail", _MAKE]
     for block in blocks(page):
-        if block.language == "toml" and (name := re.match(r"# (\S+\.toml)\n", block.text)):
+        if block.language in ("toml", "python") and (name := re.match(r"# (\S+\.(?:toml|py))\n", block.text)):
             lines.append(f"cat > {name[1]} <<'END_OF_FILE'\n{block.text}END_OF_FILE")
         elif block.language == "sh" and block.mark == "background":
             command = block.text.strip()

@@ -22,7 +22,7 @@ class NoExtractor:
     key = ("", 32, 32)
     provider = "none"
 
-    def extract(self, batch: np.ndarray) -> np.ndarray:
+    def extract(self, batch: np.ndarray) -> np.ndarray:  # noqa: ARG002
         raise AssertionError("not to be called")
 
 
