@@ -212,6 +212,27 @@ def test_an_ok_that_its_views_do_not_bear_out_is_recorded_as_failed(path: Path) 
         assert end.error is None
 
 
+def test_what_was_seen_stays_in_the_record_of_an_unproven_ok(path: Path) -> None:
+    with opened(path) as (journal, _):
+        (end,) = conclude(journal, draft("r1", views=(view(score=9.0),)))
+        assert end.inspection.reason == "unproven"
+        assert end.inspection.views[0].score == 9.0
+
+
+def test_a_withdrawn_second_outcome_does_not_touch_the_first(path: Path) -> None:
+    """The disk fails just when a second outcome comes in a later boot, so that only its withdrawal is left to write."""
+    with opened(path) as (journal, first):
+        (end,) = conclude(journal, draft("r1"))
+    with opened(path, busy_timeout_ms=1) as (journal, second):
+        with locked_by_another_program(path):
+            conclude(journal, draft("r1", evaluation="NotOK"))
+        conclude(journal, draft("r2"))
+        (entry,) = journal.read("st1", first.number, 1, 1).entries
+        assert (entry.header, entry.amendments) == (end.header, ())
+        replay = journal.read("st1", second.number, 1, 2)
+        assert ([e.seq for e in replay.entries], replay.gone) == ([2], ((1, 1),))
+
+
 def test_an_outcome_too_large_for_the_wire_still_gets_its_record_and_never_as_a_verdict(path: Path) -> None:
     many = tuple(view(camera=f"camera-{n}") for n in range(60))
     with opened(path) as (journal, boot):
@@ -345,6 +366,12 @@ def test_a_replay_comes_in_pieces_and_names_what_is_gone(path: Path) -> None:
             journal.read("st1", boot.number, 5, 4)
     with opened(path) as (journal, second):
         assert second.last_seq == {"st1": 10}
+        answers = Answers()
+        conclude(journal, draft("r10"), draft("r11"))
+        journal.prune("st1", second.number, 99, answers)
+        answers.wait()
+    with opened(path) as (_, third):
+        assert third.last_seq == {"st1": 2}
 
 
 # --- a disk that is slow, full or failing -------------------------------------------------------------------------

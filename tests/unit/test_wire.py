@@ -271,6 +271,10 @@ REFUSED: dict[str, list[bytes]] = {
     "NaN": [b"result/st1/", codec.encode_inspection(inspection())[1].replace(b"1.25", b"NaN")],
     "infinity": [b"result/st1/", codec.encode_inspection(inspection())[1].replace(b"1.25", b"-Infinity")],
     "overflow": [b"result/st1/", codec.encode_inspection(inspection())[1].replace(b"1.25", b"-1e999")],
+    "overflow in what is not OK": [
+        b"result/st1/",
+        codec.encode_inspection(not_ok())[1].replace(b'"score":3.5', b'"score":1e999'),
+    ],
     "a key twice": [
         b"result/st1/",
         codec.encode_inspection(not_ok())[1].replace(
