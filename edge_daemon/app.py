@@ -31,7 +31,7 @@ from edge_daemon.pipeline.pictures import Pictures
 from edge_daemon.pipeline.reader import CameraReader
 from edge_daemon.pipeline.recipes import Recipes
 from edge_daemon.pipeline.station import Station
-from edge_daemon.threads import physical_cores, thread_pools
+from edge_daemon.threads import keep_freed_memory, physical_cores, thread_pools
 from edge_daemon.wire.codec import encode_event, encode_image, encode_status
 from edge_daemon.wire.messages import (
     Event,
@@ -271,7 +271,7 @@ class Daemon:
 
     def _watch_journal(self) -> None:
         """A journal that does not take records makes every station unfit, until it does again."""
-        failing = self._journal.stats().failing
+        failing = self._journal.failing
         for station in self._stations.values():
             if failing:
                 station.alarm("journal", failing)
@@ -367,6 +367,7 @@ def _publisher_config(config: Config) -> PublisherConfig:
 
 
 def _size_pools(config: Config) -> None:
+    keep_freed_memory()
     cv2.setNumThreads(1)
     faiss.omp_set_num_threads(config.engine.search_threads or physical_cores())
 

@@ -99,12 +99,12 @@ class WireConfig(Section):
     control: Endpoint = "tcp://127.0.0.1:5565"
     """Control: what `edge-ctl` speaks to (request and reply)."""
     results_hwm: HighWaterMark = 10_000
-    """Results kept for one slow subscriber, in messages; more are dropped for that subscriber, counted,
-    and can be replayed from the journal."""
+    """Results kept for one slow subscriber, in messages; more are dropped for that subscriber, which sees the
+    gap in `seq`, and stay in the journal."""
     images_hwm: HighWaterMark = 64
-    """Pictures kept for one slow subscriber, in messages; more are dropped and counted."""
+    """Pictures kept for one slow subscriber, in messages; more are dropped for it."""
     status_hwm: HighWaterMark = 1_000
-    """Status and event messages kept for one slow subscriber; more are dropped and counted."""
+    """Status and event messages kept for one slow subscriber; more are dropped for it."""
     max_request_bytes: Annotated[Count, Field(ge=1024, le=16_777_216)] = 65_536
     """Largest trigger or control request that is read, in bytes; a larger one ends its connection."""
     status_period_ms: Annotated[Number, Field(ge=10, le=100)] = 100

@@ -229,6 +229,7 @@ def that_do_not_fit(raw: Table) -> list[Problem]:
     return [
         *_shared_endpoints(raw),
         *_fallbacks(raw),
+        *_taken_names(raw),
         *_cameras_of_stations(raw),
         *_shared_sources(raw),
         *_timing(raw),
@@ -246,6 +247,14 @@ def _shared_endpoints(raw: Table) -> list[Problem]:
         Problem(("wire", name), f"{endpoint} is already the endpoint of `{names[0]}`; each needs a port of its own")
         for endpoint, names in users.items()
         for name in names[1:]
+    ]
+
+
+def _taken_names(raw: Table) -> list[Problem]:
+    return [
+        Problem(("stations", name), "this name is taken by the daemon's own status messages; choose another")
+        for name in _table(raw, "stations")
+        if name == "daemon"
     ]
 
 

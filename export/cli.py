@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from edge_daemon import __version__
 from edge_daemon.errors import EdgeError
+from edge_daemon.threads import keep_freed_memory
 from export.errors import ExportError
 
 # In the order of the work. Each module offers `add_parser(subparsers)` and is cheap to import: torch,
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 checked and refused, 2 error, 130 interrupted."""
     arguments = build_parser().parse_args(argv)
+    keep_freed_memory()
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)

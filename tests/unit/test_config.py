@@ -456,3 +456,9 @@ def test_pools_are_sized_and_passive_and_the_operator_wins() -> None:
     pools = thread_pools(environ)
     assert pools["OMP_NUM_THREADS"] == "7"
     assert pools["physical_cores"] == physical_cores()
+
+
+def test_a_station_cannot_take_the_name_of_the_daemons_own_status(tmp_path: Path) -> None:
+    problem = only_problem(tmp_path, GOOD.replace("[stations.st1]", "[stations.daemon]"))
+    assert problem.startswith("stations.daemon")
+    assert "is taken" in problem
