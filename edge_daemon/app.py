@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import faiss
@@ -42,6 +42,9 @@ from edge_daemon.wire.messages import (
 )
 
 log = logging.getLogger(__name__)
+
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 # Changes are published at once, but not more often than this: a burst of them makes one message.
 _STATUS_GAP_NS = 10_000_000
@@ -236,7 +239,9 @@ class Daemon:
             context,
             wire.triggers,
             TRIGGERS,
-            TriggerDesk(self._stations).handle,
+            self._guarded(TriggerDesk(self._stations).handle),
+            # As many as all stations may have open; what is more is missed, and answered at once.
+            max_outstanding=64 + 2 * sum(s.config.queue + 1 for s in self._stations.values()),
             max_request_bytes=wire.max_request_bytes,
             on_fatal=self._fatal,
         )
@@ -244,6 +249,21 @@ class Daemon:
         stack.callback(control.close)
         triggers.open()
         stack.callback(triggers.close)
+
+    def _guarded(self, handle: Callable[[Q, A], None]) -> Callable[[Q, A], None]:
+        """A trigger whose handling fails in a way nobody foresaw may be counted without a record: stop, and
+        account for it at the next start."""
+
+        def guarded(request: Q, reply: A) -> None:
+            try:
+                handle(request, reply)
+            except EdgeError:
+                raise
+            except Exception as error:
+                self._fatal(error)
+                raise
+
+        return guarded
 
     # -- running -------------------------------------------------------------------------------------
 
