@@ -116,7 +116,7 @@ class CameraReader:
     def _end_of_replay(self, error: EndOfFrames) -> None:
         """A finite replay has ended: the camera has no more frames, and says so to every trigger."""
         self._on_event("replay_ended", str(error))
-        self._station.camera_down(self.name, str(error))
+        self._station.camera_down(self.name, str(error), Reason.NO_FRAME)
         while not self._stop.is_set():
             self._fail_requests(timeout_s=0.1)
 
@@ -134,6 +134,7 @@ class CameraReader:
 
     def _serve_trigger(self) -> None:
         inspection = self._requests.get()
+        self._station.camera_answers(self.name)
         if inspection is None or inspection.finished:
             return
         try:
@@ -141,10 +142,10 @@ class CameraReader:
             asked_ns = self._clock.monotonic_ns()
             self._camera.trigger()
             frame = self._await_frame(inspection, asked_ns)
-        except CameraError as error:
-            if not inspection.finished:
-                self._fail(inspection, Reason.NO_FRAME if isinstance(error, EndOfFrames) else Reason.CAMERA)
+        except FrameLost:
+            self._fail(inspection, Reason.CAMERA)
             raise
+        self._station.camera_answers(self.name)
         if frame is None:
             self._fail(inspection, Reason.NO_FRAME)
         else:

@@ -314,6 +314,9 @@ class Station:
             for inspection in expired:
                 for camera in self.cameras:
                     reason = Reason.LATE if camera in inspection.frames else Reason.NO_FRAME
+                    if camera not in inspection.frames and camera not in inspection.outcomes:
+                        # Its reader would have said so long before the deadline, were it not stuck.
+                        self._raise_alarm(f"silent {camera}", f"camera {camera} hangs: no answer by the deadline")
                     inspection.outcomes.setdefault(camera, ViewOutcome.failed(reason, inspection.frames.get(camera)))
         for inspection in expired:
             reasons = {o.verdict.reason for o in inspection.outcomes.values() if not o.verdict.judged}
@@ -399,16 +402,21 @@ class Station:
             self._clear_alarm(f"camera {camera}")
         self._changed()
 
-    def camera_down(self, camera: str, message: str) -> None:
-        """The camera is gone: whatever waits for it fails now, not at the deadline."""
+    def camera_down(self, camera: str, message: str, reason: Reason = Reason.CAMERA) -> None:
+        """The camera is gone: Trigger Ready drops, then whatever waits for a frame of it fails, not at the
+        deadline but now."""
         with self._lock:
             self._camera_states[camera].connected = False
             self._camera_states[camera].message = message
             self._raise_alarm(f"camera {camera}", message)
             waiting = [i for i in self._open.values() if camera not in i.frames and camera not in i.outcomes]
         for inspection in waiting:
-            self.view_done(inspection, camera, ViewOutcome.failed(Reason.CAMERA))
+            self.view_done(inspection, camera, ViewOutcome.failed(reason))
         self._changed()
+
+    def camera_answers(self, camera: str) -> None:
+        """The camera's reader is not stuck in a call that hangs, or no longer."""
+        self.all_clear(f"silent {camera}")
 
     def frame_nobody_asked_for(self, camera: str) -> None:
         """A frame came without a trigger in triggered use; it is counted and never judged."""

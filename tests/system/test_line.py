@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,69 @@ def test_a_folder_that_vanishes_drops_trigger_ready_and_fails_the_trigger(
         found = {r.trigger_id: r for r in receive(results, 2)}
     assert found["2"].evaluation == "Undefined"
     assert found["2"].result_state in ("Failed", "Aborted")
+
+
+def test_scripted_camera_faults_fail_their_part_alone_and_the_line_goes_on(
+    tmp_path: Path, small_line: SmallLine
+) -> None:
+    """A dropped frame, an error, a black picture, a camera that hangs past the deadline, a camera that is gone."""
+    faults = [
+        '{ trigger = 2, action = "drop" }',
+        '{ trigger = 3, action = "error" }',
+        '{ trigger = 4, action = "black" }',
+        '{ trigger = 5, action = "wrong_size" }',
+        '{ trigger = 6, action = "hang", seconds = 2.0 }',
+        '{ trigger = 7, action = "disconnect", seconds = 0.5 }',
+    ]
+    camera = f'kind = "simulated"\nproduct = "flange"\nseed = 5\nsize = [128, 128]\nfaults = [{", ".join(faults)}]'
+    text = config(small_line.recipe, tmp_path).replace(f'kind = "folder"\npath = "{tmp_path}"', camera)
+    text = text.replace("deadline_ms = 20000", "deadline_ms = 800")
+
+    def ready_again(daemon: DaemonProcess) -> None:
+        give_up = time.monotonic() + 30
+        while not daemon.status()["stations"]["st1"]["trigger_ready"]:
+            assert time.monotonic() < give_up, daemon.status()
+
+    with (
+        DaemonProcess(tmp_path / "line", text) as daemon,
+        daemon.subscriber() as results,
+        daemon.triggers() as triggers,
+    ):
+        found = []
+        for index in range(1, 9):
+            ready_again(daemon)
+            assert triggers.trigger("st1", str(index)).accepted
+            found += receive(results, 1)
+        counters = daemon.status()["stations"]["st1"]["counters"]
+    outcomes = {r.trigger_id: (r.evaluation, r.result_state) for r in found}
+    assert outcomes["1"] == ("OK", "Completed")
+    for part in ("2", "3", "5", "6", "7"):
+        assert outcomes[part] == ("Undefined", "Failed"), part
+    assert outcomes["4"] == ("NotOK", "Completed")
+    assert outcomes["8"] == ("OK", "Completed")
+    assert counters["accepted"] == 8
+    assert counters["failed"] == 5
+
+
+def test_a_camera_that_hangs_holds_up_no_other_station(tmp_path: Path, small_line: SmallLine) -> None:
+    hanging = 'kind = "simulated"\nproduct = "flange"\nsize = [128, 128]\n'
+    hanging += 'faults = [{ trigger = 1, action = "hang", seconds = 5.0 }]'
+    pictures = small_line.test / "test" / "good"
+    folder = f'kind = "folder"\npath = "{pictures}"'
+    first = config(small_line.recipe, pictures).replace(folder, hanging).replace("20000", "1500")
+    second = config(small_line.recipe, pictures).replace('line = "test"', "").replace("top", "side")
+    with (
+        DaemonProcess(tmp_path / "line", first + second.replace("st1", "st2")) as daemon,
+        daemon.subscriber() as results,
+        daemon.triggers() as triggers,
+    ):
+        assert triggers.trigger("st1", "hangs").accepted
+        for index in range(SHOWN):
+            assert triggers.trigger("st2", str(index)).accepted
+            (result,) = receive(results, 1)
+            assert (result.station, result.result_state) == ("st2", "Completed")
+        (late,) = receive(results, 1)
+    assert (late.trigger_id, late.evaluation, late.result_state) == ("hangs", "Undefined", "Failed")
 
 
 def flipped(path: Path) -> None:

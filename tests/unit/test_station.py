@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -170,6 +170,9 @@ def test_the_deadline_ends_an_inspection_whose_frame_never_came_and_a_later_fram
     line.clock.now += 100 * MS
     line.station.expire(line.clock.now)
     assert (line.last.result_state, line.last.reason) == ("Failed", "no_frame")
+    assert not line.ready_now(), "a camera that hangs would fail the next part too"
+    line.station.camera_answers("top")
+    assert line.ready_now()
     line.frame()
     line.station.expire(line.clock.now + 1000 * MS)
     assert len(line.outbox.records) == 1
@@ -349,7 +352,9 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: self.line.outbox.intents)
     @rule(data=st.data(), fails=st.booleans())
     def intent_durable(self, data: st.DataObject, fails: bool) -> None:
-        key = data.draw(st.sampled_from(sorted(self.line.outbox.intents)))
+        # By place, not by name: names are random and would make the choice differ between runs.
+        place = data.draw(st.integers(0, len(self.line.outbox.intents) - 1))
+        key = list(self.line.outbox.intents)[place]
         _, told = self.line.outbox.intents.pop(key)
         told(JournalError("full") if fails else None)
 
@@ -383,5 +388,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert counters.accepted == len(self.line.outbox.records)
 
 
-AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+AnyOrder.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 TestAnyOrder = AnyOrder.TestCase
