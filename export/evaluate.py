@@ -20,6 +20,7 @@ from edge_daemon.core.decision import Evaluation, Evidence, Thresholds, judge_sc
 from edge_daemon.core.geometry import Box
 from edge_daemon.core.quality import PixelQuality, auroc, f1_max, pixel_quality
 from edge_daemon.detectors.base import Detector, Features
+from edge_daemon.detectors.patchcore import PatchCoreDetector, project_patches
 from edge_daemon.errors import PictureError
 from export.dataset import GOOD, Sample, mask_at_model_size, read_mask
 from export.errors import ExportError, PicturesError
@@ -185,7 +186,8 @@ class _Work:
         return picture, features, self.detector.judge(features, self.detector.thresholds)
 
     def _sample_patches(self, sample: Sample, features: Features, mask: NDArray[np.bool_]) -> None:
-        patches = features.reshape(-1, features.shape[-1])
+        projection = self.detector.projection if isinstance(self.detector, PatchCoreDetector) else None
+        patches = project_patches(features.reshape(-1, features.shape[-1]), projection)
         if not sample.defective:
             eligible, kept = np.arange(len(patches)), self.good_patches
         else:
@@ -210,7 +212,7 @@ class _Work:
         )
 
     def _patches(self) -> PatchSample:
-        none = np.empty((0, self.manifest.backbone.dim), np.float32)
+        none = np.empty((0, self.manifest.bank.dim), np.float32)
         return PatchSample(np.concatenate([none, *self.good_patches]), np.concatenate([none, *self.defective_patches]))
 
     def _notes(self, samples: Sequence[Sample]) -> Iterable[str]:

@@ -7,7 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field
 RECIPE_SCHEMA: Final = "edge-daemon/recipe/1"
 
 # What this version knows; a recipe that requires anything else is refused.
-KNOWN_FEATURES = frozenset({"patchcore/1"})
+# `pca/1`: bank.safetensors also holds `projection`, (backbone dim, bank dim) float32, which every patch embedding is
+# multiplied with before the search; the bank's rows already are.
+PCA_FEATURE: Final = "pca/1"
+KNOWN_FEATURES = frozenset({"patchcore/1", PCA_FEATURE})
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^(golden/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}$")]
@@ -66,7 +69,7 @@ class BackbonePart(Part):
 
 
 class BankPart(FileRef):
-    """bank.safetensors: one tensor `bank`, (rows, dim) float32."""
+    """bank.safetensors: tensor `bank`, (rows, dim) float32; with feature `pca/1` also `projection`, see there."""
 
     rows: PositiveInt
     dim: PositiveInt

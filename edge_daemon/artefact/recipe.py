@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from edge_daemon.artefact.manifest import KNOWN_FEATURES, RECIPE_SCHEMA, Manifest
+from edge_daemon.artefact.manifest import KNOWN_FEATURES, PCA_FEATURE, RECIPE_SCHEMA, Manifest
 from edge_daemon.artefact.pictures import decode_picture
 from edge_daemon.errors import (
     EdgeError,
@@ -63,12 +63,14 @@ class Golden:
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """A recipe whose bytes are verified. digest: SHA-256 that names it; bank: (rows, dim) float32;
-    backbone: the fused ONNX graph's bytes."""
+    backbone: the fused ONNX graph's bytes; projection: (backbone dim, dim) float32 that takes embeddings to the
+    bank's dimensions, None where they are the backbone's."""
 
     manifest: Manifest
     bank: NDArray[np.float32]
     backbone: bytes
     golden: tuple[Golden, ...]
+    projection: NDArray[np.float32] | None = None
 
     @property
     def digest(self) -> str:
@@ -178,26 +180,38 @@ def _check_digests(manifest: Manifest, raw: bytes, files: Mapping[str, bytes], w
             raise RecipeDigestError(f"{where}: {name} is damaged or was exchanged: copy the recipe again")
 
 
-def _load_bank(data: bytes, manifest: Manifest, where: str) -> NDArray[np.float32]:
-    """The bank, checked for name, dtype, shape and finite values."""
+def _load_bank(data: bytes, manifest: Manifest, where: str) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """The bank and its projection, checked for name, dtype, shape and finite values."""
     try:
         tensors = safetensors.numpy.load(data)
     except (SafetensorError, KeyError, ValueError) as error:
         raise RecipeShapeError(f"{where}: {BANK} is not a safetensors file ({error})") from error
-    bank = tensors.get("bank")
-    expected = (manifest.bank.rows, manifest.bank.dim)
-    if bank is None or bank.dtype != np.float32 or bank.shape != expected:
-        found = None if bank is None else (bank.dtype, bank.shape)
-        raise RecipeShapeError(f"{where}: the bank should be float32 {expected}, found {found}")
+    bank = _checked_tensor(tensors, "bank", (manifest.bank.rows, manifest.bank.dim), where)
+    if PCA_FEATURE in manifest.required_features:
+        shape = (manifest.backbone.dim, manifest.bank.dim)
+        return bank, _checked_tensor(tensors, "projection", shape, where)
+    if "projection" in tensors:
+        raise RecipeShapeError(f"{where}: the bank has a projection, but the recipe does not require {PCA_FEATURE}")
     if manifest.bank.dim != manifest.backbone.dim:
         raise RecipeShapeError(
             f"{where}: the bank has {manifest.bank.dim} dimensions, the backbone {manifest.backbone.dim}"
         )
-    if not math.isfinite(float(np.einsum("md,md->", bank, bank, dtype=np.float64))):
-        raise RecipeShapeError(f"{where}: the bank holds NaN or infinity")
-    bank = np.ascontiguousarray(bank)
-    bank.flags.writeable = False
-    return bank
+    return bank, None
+
+
+def _checked_tensor(
+    tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, int], where: str
+) -> NDArray[np.float32]:
+    """A float32 tensor of that shape, finite, read-only. Raises RecipeShapeError."""
+    tensor = tensors.get(name)
+    if tensor is None or tensor.dtype != np.float32 or tensor.shape != shape:
+        found = None if tensor is None else (tensor.dtype, tensor.shape)
+        raise RecipeShapeError(f"{where}: the {name} should be float32 {shape}, found {found}")
+    if not math.isfinite(float(np.einsum("md,md->", tensor, tensor, dtype=np.float64))):
+        raise RecipeShapeError(f"{where}: the {name} holds NaN or infinity")
+    tensor = np.ascontiguousarray(tensor)
+    tensor.flags.writeable = False
+    return tensor
 
 
 def _check_geometry(manifest: Manifest, where: str) -> None:
@@ -256,13 +270,16 @@ def verify_files(files: Mapping[str, bytes], where: str, backbone_of: Callable[[
     if sha256(backbone) != manifest.backbone.sha256:
         raise RecipeDigestError(f"{where}: the store's backbone {manifest.backbone.sha256[:12]} is damaged")
     _check_geometry(manifest, where)
-    bank = _load_bank(files[manifest.bank.file], manifest, where)
-    return Recipe(manifest, bank, backbone, _load_golden(manifest, files, where))
+    bank, projection = _load_bank(files[manifest.bank.file], manifest, where)
+    return Recipe(manifest, bank, backbone, _load_golden(manifest, files, where), projection)
 
 
-def bank_bytes(bank: NDArray[np.float32]) -> bytes:
-    """bank.safetensors for (rows, dim) float32."""
-    return safetensors.numpy.save({"bank": np.ascontiguousarray(bank, np.float32)})
+def bank_bytes(bank: NDArray[np.float32], projection: NDArray[np.float32] | None = None) -> bytes:
+    """bank.safetensors for (rows, dim) float32 and, with feature `pca/1`, its (backbone dim, dim) projection."""
+    tensors = {"bank": np.ascontiguousarray(bank, np.float32)}
+    if projection is not None:
+        tensors["projection"] = np.ascontiguousarray(projection, np.float32)
+    return safetensors.numpy.save(tensors)
 
 
 def manifest_bytes(fields: Mapping[str, Any]) -> bytes:

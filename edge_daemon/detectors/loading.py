@@ -53,6 +53,7 @@ def build_detector(recipe: Recipe, sessions: Sessions, engine: str = "auto") -> 
         extractor,
         recipe.bank,
         make_engine(name, recipe.bank),
+        recipe.projection,
     )
 
 

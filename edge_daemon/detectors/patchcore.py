@@ -53,6 +53,17 @@ class PatchCoreSettings:
         )
 
 
+def project_patches(patches: NDArray[np.float32], projection: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """(P, backbone dim) float32 -> (P, bank dim): the recipe's `pca/1`, or the patches themselves without it.
+
+    NaN and infinity come out as NaN or infinity.
+    """
+    if projection is None:
+        return patches
+    with np.errstate(invalid="ignore", over="ignore"):  # judged by the caller, who looks at the norms
+        return patches @ projection
+
+
 _NOT_FINITE = Evidence(score=math.nan, max_distance=math.nan, boxes=(), map_kind="")
 
 
@@ -66,12 +77,14 @@ class PatchCoreDetector:
         extractor: Extractor,
         bank: NDArray[np.float32],
         engine: NearestNeighbour,
+        projection: NDArray[np.float32] | None = None,
     ) -> None:
         self.settings = settings
         self.thresholds = thresholds
         self.extractor = extractor
         self.bank = bank
         self.engine = engine
+        self.projection = projection
         self._largest_row = largest_squared_norm(bank)
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -85,7 +98,7 @@ class PatchCoreDetector:
         Features that are not finite give a score of NaN, which no threshold passes. The map is made only
         when it can reach the pixel threshold: a blur is an average and never exceeds the largest distance.
         """
-        patches = features.reshape(-1, features.shape[-1])
+        patches = project_patches(features.reshape(-1, features.shape[-1]), self.projection)
         largest = largest_squared_norm(patches)
         if not math.isfinite(largest):
             return _NOT_FINITE
