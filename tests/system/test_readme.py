@@ -27,6 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "deploy" / "docs").glob("*.md"))]
 VENV = Path(sys.prefix)
 
+_ALL_READY = (
+    "import json, sys; stations = json.load(open('status.json'))['stations'].values();"
+    " sys.exit(not all(s['trigger_ready'] for s in stations))"
+)
 _BLOCK = re.compile(
     r"(?:<!-- test: (?P<mark>.*?) -->\n)?^```(?P<language>sh|toml|python)\n(?P<text>.*?)^```$", re.M | re.S
 )
@@ -120,8 +124,9 @@ def free_ports(count: int) -> list[int]:
 
 
 def script_of(page: Path) -> str:
-    """The page's blocks as one shell script. A background command is waited for until `edge-ctl status` answers."""
-    lines = ["set -euo pipefail", _MAKE]
+    """The page's blocks as one shell script. A background command is waited for until every station is ready,
+    and ended with the script, whatever ends that."""
+    lines = ["set -euo pipefail", "trap 'kill -KILL ${daemon:-} 2>/dev/null || true' EXIT", _MAKE]
     for block in blocks(page):
         if block.language in ("toml", "python") and (name := re.match(r"# (\S+\.(?:toml|py))\n", block.text)):
             lines.append(f"cat > {name[1]} <<'END_OF_FILE'\n{block.text}END_OF_FILE")
@@ -129,11 +134,13 @@ def script_of(page: Path) -> str:
             command = block.text.strip()
             lines += [
                 f"{command} & daemon=$!",
-                "until edge-ctl status >/dev/null 2>&1; do kill -0 $daemon; sleep 0.2; done",
+                'until edge-ctl --json status 2>/dev/null > status.json && python -c "$ALL_READY"; do',
+                "    kill -0 $daemon; sleep 0.2",
+                "done",
             ]
         elif block.language == "sh" and not block.mark.startswith("only syntax"):
             lines.append(block.text)
-    lines.append('if [ -n "${daemon:-}" ]; then kill -TERM $daemon 2>/dev/null || true; wait $daemon; fi')
+    lines.append('if [ -n "${daemon:-}" ]; then kill -TERM $daemon 2>/dev/null || true; wait $daemon; daemon=; fi')
     return "\n".join(lines)
 
 
@@ -142,7 +149,7 @@ def environment_for_readers() -> dict[str, str]:
     ports = dict(zip(("RESULTS", "IMAGES", "STATUS", "TRIGGERS", "CONTROL"), free_ports(5), strict=True))
     own = {f"EDGE_WIRE__{name}": f"tcp://127.0.0.1:{port}" for name, port in ports.items()}
     clients = {f"EDGE_CTL_{name}": endpoint for name, endpoint in own.items()}
-    return {**os.environ, **own, **clients, "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}"}
+    return {**os.environ, **own, **clients, "ALL_READY": _ALL_READY, "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}"}
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "sh" for b in blocks(p))], ids=lambda p: p.name)
