@@ -2,7 +2,9 @@
 
 Loss: mean squared error between the student's outputs and the teacher's features, standardised per
 channel, of one layer at stride 8 and one at stride 16 (feature distillation as in EfficientAD, Batzner
-et al. 2024, arXiv 2303.14535, section 3.1, with standardised targets).
+et al. 2024, arXiv 2303.14535, section 3.1, with standardised targets). Optionally, the same on what
+PatchCore makes of both: pooled patch embeddings in the teacher's own units, where a channel counts as
+much as it counts in a distance.
 """
 
 import copy
@@ -45,8 +47,12 @@ CARD_SIZE: Size = (256, 256)
 
 @dataclass(frozen=True, slots=True)
 class DistilSettings:
-    """What determines a training run, besides the teacher and the pictures. `steps` and `learning_rate`
-    may change when a run goes on; the others make the stream of batches and may not."""
+    """What determines a training run, besides the teacher and the pictures. `steps`, `learning_rate` and
+    `embedding_loss` may change when a run goes on; the others make the stream of batches and may not.
+
+    procedural:     share of the pictures that are made by rule (export.torch.procedural), 0 to 1
+    embedding_loss: weight of the loss on pooled patch embeddings beside those of the layers, 0 or more
+    """
 
     steps: int = 4000
     batch: int = 16
@@ -58,6 +64,8 @@ class DistilSettings:
     checkpoint_every: int = 200
     ema_decay: float = 0.998
     workers: int = 1
+    procedural: float = 0.0
+    embedding_loss: float = 0.0
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.checkpoint_every < 1 or self.workers < 1:
@@ -66,6 +74,8 @@ class DistilSettings:
             raise ExportError("training sizes must be multiples of 16 pixels, 32 at least: the student has stride 16")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0 and 0 <= self.held_out < 1):
             raise ExportError("the learning rate must be above 0, the held-out share in 0..1")
+        if not (0 <= self.procedural <= 1 and math.isfinite(self.embedding_loss) and self.embedding_loss >= 0):
+            raise ExportError("the procedural share must lie in 0..1, the weight of the embedding loss at 0 or above")
 
     def stream(self) -> dict[str, Any]:
         """What a resumed run must share with the one before it."""
@@ -74,6 +84,7 @@ class DistilSettings:
             "sizes_px": list(self.sizes_px),
             "seed": self.seed,
             "held_out": self.held_out,
+            "procedural": self.procedural,
         }
 
 
@@ -119,18 +130,40 @@ def channel_statistics(
     return [m.float() for m in mean], [s.float() for s in std]
 
 
-def loss_of(
+def errors_of(
     student: Sequence[Tensor], teacher: Sequence[Tensor], mean: Sequence[Tensor], std: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Mean squared error per layer against the standardised teacher, resized to the student's grid where
-    its own differs (a transformer's)."""
-    losses = []
+    """Student minus standardised teacher per layer, the teacher resized to the student's grid where its own
+    differs (a transformer's)."""
+    errors = []
     for s, t, m, d in zip(student, teacher, mean, std, strict=True):
         target = (t - m.view(1, -1, 1, 1)) / d.view(1, -1, 1, 1)
         if target.shape[-2:] != s.shape[-2:]:
             target = functional.interpolate(target, s.shape[-2:], mode="bilinear", align_corners=False)
-        losses.append((s - target).square().mean())
-    return losses[0], losses[1]
+        errors.append(s - target)
+    return errors[0], errors[1]
+
+
+def loss_of(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], mean: Sequence[Tensor], std: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mean squared error per layer against the standardised teacher."""
+    error8, error16 = errors_of(student, teacher, mean, std)
+    return error8.square().mean(), error16.square().mean()
+
+
+def embedding_loss(errors: Sequence[Tensor], std: Sequence[Tensor]) -> Tensor:
+    """Mean squared error of PatchCore's patch embedding, in units of the teacher's total variance.
+
+    errors: student minus standardised teacher, (N, C8, h, w) and (N, C16, h', w'); std: (C8,) and (C16,).
+    The embedding is linear in the features (3x3 mean, resize to the finer grid, channels side by side:
+    Roth et al. 2022, arXiv 2106.08265, section 3.1), so its error is the embedding of the errors; the
+    teacher's units weigh each channel as a distance between embeddings does.
+    """
+    pooled = [functional.avg_pool2d(error * d.view(1, -1, 1, 1), 3, 1, 1) for error, d in zip(errors, std, strict=True)]
+    pooled[1] = functional.interpolate(pooled[1], pooled[0].shape[-2:], mode="bilinear", align_corners=False)
+    squared = sum((p.square().sum(1).mean() for p in pooled), torch.zeros((), device=pooled[0].device))
+    return squared / sum(float(d.square().sum()) for d in std)
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -192,13 +225,19 @@ class Distillation:
             self.mean, self.std = channel_statistics(self.teacher, iter(batches), STATISTICS_BATCHES)
         self._build()
         if start_from is not None:
-            state = load_checkpoint(start_from, self.device)
-            try:
-                self.student.load_state_dict(state["student"])
-            except RuntimeError as exc:
-                raise ExportError(f"{start_from} holds another kind of student: {exc}") from exc
-            # Its heads speak in units of its own statistics: the error this leaves is trained away.
-            self.average.load_state_dict(self.student.state_dict())
+            self._begin_with(start_from)
+
+    def _begin_with(self, start_from: Path) -> None:
+        """Take over the averaged student of another run, its heads turned into units of this run's statistics."""
+        state = load_checkpoint(start_from, self.device)
+        try:
+            self.student.load_state_dict(state["average"])
+            with torch.no_grad():
+                for i, head in enumerate((self.student.head8, self.student.head16)):
+                    _change_units(head, state["mean"][i], state["std"][i], self.mean[i], self.std[i])
+        except RuntimeError as exc:
+            raise ExportError(f"{start_from} holds another kind of student: {exc}") from exc
+        self.average.load_state_dict(self.student.state_dict())
 
     def _build(self) -> None:
         channels = (len(self.mean[0]), len(self.mean[1]))
@@ -213,7 +252,7 @@ class Distillation:
     def _resume(self) -> None:
         state = load_checkpoint(self.checkpoint, self.device)
         # Checkpoints of earlier versions state less; what they do not state cannot be compared.
-        before = {**state["identity"], **state.get("settings", {})}
+        before = {**state["identity"], "procedural": 0.0, **state.get("settings", {})}
         now = {**self.identity, **self.settings.stream()}
         if "pictures_sha256" not in before:  # it neither named its teacher alike nor kept pictures apart
             self.learned_from_all = True
@@ -270,6 +309,7 @@ class Distillation:
             sizes_px=s.sizes_px,
             first_step=first_step,
             workers=s.workers,
+            procedural=s.procedural,
         )
 
     def _advance(self, batch: NDArray[np.uint8]) -> None:
@@ -277,9 +317,13 @@ class Distillation:
             group["lr"] = self.settings.learning_rate * learning_rate_factor(self.step, self.settings.steps)
         target = self.teacher(batch)
         self.student.train()
-        loss8, loss16 = loss_of(self.student(normalise(batch, IMAGENET, self.device)), target, self.mean, self.std)
+        errors = errors_of(self.student(normalise(batch, IMAGENET, self.device)), target, self.mean, self.std)
+        loss8, loss16 = errors[0].square().mean(), errors[1].square().mean()
+        loss = loss8 + loss16
+        if self.settings.embedding_loss > 0:
+            loss = loss + self.settings.embedding_loss * embedding_loss(errors, self.std)
         self.optimiser.zero_grad(set_to_none=True)
-        (loss8 + loss16).backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
         now = Loss(float(loss8.detach()), float(loss16.detach()))
         if not (math.isfinite(now.stride_8) and math.isfinite(now.stride_16)):
@@ -458,6 +502,13 @@ def write_student(raw: RawBackbone, card: dict[str, Any], out: Path) -> None:
         write_whole(out / "student.json", (json.dumps(card, indent=2) + "\n").encode())
     except OSError as exc:
         raise ExportError(f"{out} cannot be written: {exc.strerror or exc}") from exc
+
+
+def _change_units(head: nn.Conv2d, mean: Tensor, std: Tensor, new_mean: Tensor, new_std: Tensor) -> None:
+    """Rewrite a head that gives (t - mean) / std so that it gives (t - new_mean) / new_std."""
+    assert head.bias is not None
+    head.weight.mul_((std / new_std).view(-1, 1, 1, 1))
+    head.bias.mul_(std).add_(mean - new_mean).div_(new_std)
 
 
 def _on(student: Student, device: torch.device) -> Student:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from edge_daemon.artefact.pictures import find_pictures, read_picture
 from edge_daemon.errors import PictureError
 from export.errors import PicturesError
+from export.torch.procedural import Procedural
 
 # Steps of the stream from which the channel statistics are taken; no training gets there.
 STATISTICS_STEP = 1_000_000_000
@@ -143,8 +144,9 @@ def _warp(picture: NDArray[np.uint8], size: int, rng: random.Random) -> NDArray[
 
 
 class Batches:
-    """Endless stream of augmented batches, each a function of (files, seed, sizes, step) alone, so that a
-    resumed run sees the pictures it would have seen. `workers` threads work ahead, two batches each."""
+    """Endless stream of augmented batches, each a function of (files, seed, sizes, procedural share, step)
+    alone, so that a resumed run sees the pictures it would have seen. `workers` threads work ahead, two
+    batches each. procedural: share of the pictures that are made by rule instead of read, 0 to 1."""
 
     def __init__(
         self,
@@ -155,8 +157,11 @@ class Batches:
         sizes_px: Sequence[int],
         first_step: int,
         workers: int = 1,
+        procedural: float = 0.0,
     ) -> None:
         self.files = files
+        self.procedural = procedural
+        self._made = Procedural() if procedural > 0 else None
         self.seed = seed
         self.batch = batch
         self.sizes_px = sizes_px
@@ -169,7 +174,13 @@ class Batches:
         """The batch of one step, (N, size, size, 3) uint8 RGB. Raises PictureError."""
         rng = random.Random(f"{self.seed}/{step}")
         size = rng.choice(self.sizes_px)
-        return np.stack([augment(read_rgb(rng.choice(self.files)), size, rng) for _ in range(self.batch)])
+        return np.stack([augment(self._picture(rng), size, rng) for _ in range(self.batch)])
+
+    def _picture(self, rng: random.Random) -> NDArray[np.uint8]:
+        # Without a share nothing is drawn here: the stream stays that of runs that know photographs alone.
+        if self._made is not None and rng.random() < self.procedural:
+            return self._made.picture(rng)
+        return read_rgb(rng.choice(self.files))
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         while True:

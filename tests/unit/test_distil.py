@@ -126,7 +126,12 @@ def test_more_steps_go_on_with_a_finished_run_and_fewer_leave_it_alone(folder, t
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"seed": 1}, "seed was 0, is 1"), ({"batch": 3}, "batch was 2"), ({"sizes_px": (64,)}, "sizes")],
+    [
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"batch": 3}, "batch was 2"),
+        ({"sizes_px": (64,)}, "sizes"),
+        ({"procedural": 0.5}, "procedural was 0.0, is 0.5"),
+    ],
 )
 def test_a_changed_stream_is_not_gone_on_with(folder, tmp_path, change, says):
     distillation(folder, tmp_path / "c.pt", with_steps(1)).run(progress=False)
@@ -231,8 +236,81 @@ def test_a_new_run_can_begin_with_the_student_of_another(folder, tmp_path):
     first.run(progress=False)
     second = distillation(folder, tmp_path / "b.pt", start_from=tmp_path / "a.pt")
     assert second.step == 0
-    for a, b in zip(first.student.parameters(), second.student.parameters(), strict=True):
-        assert torch.equal(a, b)
+    for a, b in zip(first.average.parameters(), second.student.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_student_taken_over_says_the_same_in_the_units_of_other_pictures(folder, tmp_path):
+    first = distillation(folder, tmp_path / "a.pt")
+    first.run(progress=False)
+    other = DistilSettings(steps=4, batch=2, sizes_px=(32, 48), seed=5, held_out=0.3)
+    second = distillation(folder, tmp_path / "b.pt", other, start_from=tmp_path / "a.pt")
+    assert not torch.equal(first.mean[0], second.mean[0])
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for before, after in zip(first.model()(x), second.model()(x), strict=True):
+            torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+
+
+def test_a_checkpoint_from_before_procedural_pictures_is_not_gone_on_with_on_them(folder, tmp_path):
+    path = tmp_path / "c.pt"
+    distillation(folder, path, with_steps(1)).run(progress=False)
+    state = torch.load(path, weights_only=True)
+    del state["settings"]["procedural"]
+    torch.save(state, path)
+    assert distillation(folder, path).step == 1
+    changed = DistilSettings(steps=4, batch=2, sizes_px=(32, 48), held_out=0.3, procedural=0.5)
+    with pytest.raises(ExportError, match=r"procedural was 0\.0, is 0\.5"):
+        distillation(folder, path, changed)
+
+
+def test_a_run_with_procedural_pictures_and_embedding_loss_in_two_parts_ends_like_one(folder, tmp_path):
+    settings = DistilSettings(
+        steps=4, batch=2, sizes_px=(32, 48), checkpoint_every=2, held_out=0.3, procedural=0.5, embedding_loss=1.0
+    )
+    whole = distillation(folder, tmp_path / "whole.pt", settings)
+    assert whole.run(progress=False)
+    first = distillation(folder, tmp_path / "parts.pt", settings)
+    assert not first.run(progress=False, stop=lambda: first.step == 2)
+    second = distillation(folder, tmp_path / "parts.pt", settings)
+    assert second.run(progress=False)
+    for key, value in weights_of(whole).items():
+        np.testing.assert_allclose(weights_of(second)[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_photographs_and_made_pictures_are_mixed_by_the_share_and_alike_for_any_number_of_threads(folder):
+    files = find_photographs(folder, 0).learn
+
+    def stream(share, workers=1):
+        with Batches(
+            files, seed=3, batch=2, sizes_px=(32,), first_step=0, workers=workers, procedural=share
+        ) as batches:
+            return list(islice(iter(batches), 6))
+
+    photographs_only, mixed, made = stream(0.0), stream(0.5), stream(1.0)
+    assert all(np.array_equal(a, b) for a, b in zip(mixed, stream(0.5, 3), strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(photographs_only, made, strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(photographs_only, mixed, strict=True))
+
+
+def test_the_embedding_loss_is_the_error_of_the_embeddings_that_a_fused_backbone_gives():
+    generator = torch.Generator().manual_seed(0)
+    std = [torch.rand(6, generator=generator) + 0.1, torch.rand(10, generator=generator) + 0.1]
+    maps = [[torch.randn(2, 6, 8, 8, generator=generator), torch.randn(2, 10, 4, 4, generator=generator)] for _ in "st"]
+    zero = [torch.zeros(6), torch.zeros(10)]
+    target = [t * d.view(1, -1, 1, 1) for t, d in zip(maps[1], std, strict=True)]
+    errors = distil.errors_of(maps[0], target, zero, std)
+
+    def embedding(layers):
+        pooled = [
+            torch.nn.functional.avg_pool2d(f * d.view(1, -1, 1, 1), 3, 1, 1) for f, d in zip(layers, std, strict=True)
+        ]
+        upper = torch.nn.functional.interpolate(pooled[1], (8, 8), mode="bilinear", align_corners=False)
+        return torch.cat([pooled[0], upper], 1)
+
+    distance = (embedding(maps[0]) - embedding(maps[1])).square().sum(1).mean()
+    variance = sum(d.square().sum() for d in std)
+    torch.testing.assert_close(distil.embedding_loss(errors, std), distance / variance)
 
 
 def test_the_exported_student_equals_torch_and_fuses_at_any_size(folder, tmp_path):
@@ -303,7 +381,18 @@ def test_augmentation_takes_pictures_of_any_shape(shape):
 
 
 @pytest.mark.parametrize(
-    "values", [{"steps": 0}, {"batch": 0}, {"sizes_px": (100,)}, {"sizes_px": ()}, {"learning_rate": -1.0}]
+    "values",
+    [
+        {"steps": 0},
+        {"batch": 0},
+        {"sizes_px": (100,)},
+        {"sizes_px": ()},
+        {"learning_rate": -1.0},
+        {"procedural": 1.1},
+        {"procedural": float("nan")},
+        {"embedding_loss": -1.0},
+        {"embedding_loss": float("inf")},
+    ],
 )
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ExportError):
@@ -317,7 +406,7 @@ def command(folder, tmp_path):
     return [
         "distil", "--teacher-onnx", str(graph), "--outputs", "a,b", "--input-normalisation", "unit",
         "--images", str(folder), "--out", str(tmp_path / "out"), "--batch", "2", "--sizes", "32",
-        "--held-out", "0.3", "--licence", "CC0", "--device", "cpu",
+        "--held-out", "0.3", "--procedural", "0.5", "--embedding-loss", "0.5", "--licence", "CC0", "--device", "cpu",
     ]  # fmt: skip
 
 
@@ -331,6 +420,7 @@ def test_the_command_writes_graph_and_card_and_goes_on_with_more_steps(command, 
     raw = describe_raw(out / "student.onnx")
     assert card["sha256"] == raw.sha256 == sha256_of((out / "student.onnx").read_bytes())
     assert card["training"]["steps"] == 3
+    assert (card["training"]["procedural"], card["training"]["embedding_loss"]) == (0.5, 0.5)
     assert card["teacher"]["sha256"] == sha256_of((tmp_path / "tiny.onnx").read_bytes())
     assert card["data"]["pictures"] == 10
     assert card["data"]["folder"].startswith("photographs")
