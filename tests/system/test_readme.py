@@ -14,6 +14,7 @@ Comments before a block:
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -100,15 +101,21 @@ def prepare_weights(folder: Path) -> None:
     """resnet18.safetensors with random numbers, as good as any for a command line."""
     pytest.importorskip("torch", reason="needs the extra `export`")
     code = (
-        "import timm, safetensors.torch as s\n"
-        "m = timm.create_model('resnet18', pretrained=False, zero_init_last=False)\n"
-        "s.save_file(m.state_dict(), 'resnet18.safetensors')\n"
+        "import safetensors.torch\n"
+        "from export.torch.teacher import import_timm\n"
+        "network = import_timm().create_model('resnet18', pretrained=False, zero_init_last=False)\n"
+        "safetensors.torch.save_file(network.state_dict(), 'resnet18.safetensors')\n"
     )
-    code = "from export.torch import teacher\n" + code  # makes timm importable beside a torch for CPUs
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, timeout=120)
 
 
-PREPARATIONS = {"weights": prepare_weights}
+def prepare_recipe(folder: Path) -> None:
+    """flange.recipe, as the vision engineer hands it over."""
+    command = [VENV / "bin" / "edge-export", "recipe", "--name", "flange", "--images", "good", "--out", "flange.recipe"]
+    subprocess.run(command, cwd=folder, check=True, timeout=120, stdout=subprocess.DEVNULL)
+
+
+PREPARATIONS = {"weights": prepare_weights, "recipe": prepare_recipe}
 
 
 def free_ports(count: int) -> list[int]:
@@ -123,24 +130,23 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
+# Answers as soon as the daemon runs; its stations are ready a little later.
+_READY = """edge-ctl --json status > status.json 2>/dev/null && ! grep -q '"trigger_ready": false' status.json"""
+_STOP = "trap 'kill -TERM $daemon 2>/dev/null || true; wait $daemon' EXIT"
+
+
 def script_of(page: Path) -> str:
-    """The page's blocks as one shell script. A background command is waited for until every station is ready,
-    and ended with the script, whatever ends that."""
-    lines = ["set -euo pipefail", "trap 'kill -KILL ${daemon:-} 2>/dev/null || true' EXIT", _MAKE]
+    """The page's blocks as one shell script. A background command is waited for until every station is ready; at
+    the end, also after a failure, it is asked to stop and must end with status 0."""
+    lines = ["set -euo pipefail", _MAKE]
     for block in blocks(page):
         if block.language in ("toml", "python") and (name := re.match(r"# (\S+\.(?:toml|py))\n", block.text)):
             lines.append(f"cat > {name[1]} <<'END_OF_FILE'\n{block.text}END_OF_FILE")
         elif block.language == "sh" and block.mark == "background":
-            command = block.text.strip()
-            lines += [
-                f"{command} & daemon=$!",
-                'until edge-ctl --json status 2>/dev/null > status.json && python -c "$ALL_READY"; do',
-                "    kill -0 $daemon; sleep 0.2",
-                "done",
-            ]
+            lines += [f"{block.text.strip()} & daemon=$!", _STOP]
+            lines += [f"until {_READY}; do kill -0 $daemon; sleep 0.1; done"]
         elif block.language == "sh" and not block.mark.startswith("only syntax"):
             lines.append(block.text)
-    lines.append('if [ -n "${daemon:-}" ]; then kill -TERM $daemon 2>/dev/null || true; wait $daemon; daemon=; fi')
     return "\n".join(lines)
 
 
@@ -159,17 +165,24 @@ def test_the_commands_of_the_page_work(page: Path, readers_folder: Path, tmp_pat
     for block in blocks(page):
         if block.mark.startswith("with "):
             PREPARATIONS[block.mark.removeprefix("with ")](folder)
-    result = subprocess.run(
-        ["bash", "-c", script_of(page)],
-        cwd=folder,
-        env=environment_for_readers(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-6000:]
+    told = folder / "output.txt"
+    with told.open("wb") as output:
+        shell = subprocess.Popen(
+            ["bash", "-c", script_of(page)],
+            cwd=folder,
+            env=environment_for_readers(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = shell.wait(timeout=200)
+        finally:
+            if shell.poll() is None:
+                os.killpg(shell.pid, signal.SIGKILL)
+                shell.wait()
+    assert status == 0, told.read_text(errors="replace")[-6000:]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
