@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +20,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from edge_daemon import __version__
 from edge_daemon.artefact.manifest import RecipeName
-from edge_daemon.artefact.pictures import decode_picture, encode_png, read_picture
 from edge_daemon.artefact.recipe import (
     BACKBONE,
     BANK,
@@ -28,19 +27,17 @@ from edge_daemon.artefact.recipe import (
     bank_bytes,
     manifest_bytes,
     sha256,
-    verify_files,
     write_recipe,
 )
 from edge_daemon.core.conformal import split_blocks
 from edge_daemon.core.coreset import k_centre_greedy, paper_start, project, sparse_random_projection
-from edge_daemon.core.decision import Evaluation, Evidence, Thresholds, judge_score
+from edge_daemon.core.decision import Thresholds
 from edge_daemon.core.geometry import Region
 from edge_daemon.core.resize import to_model_input
-from edge_daemon.detectors.base import Detector, judge_picture
-from edge_daemon.detectors.loading import build_detector, check_golden
+from edge_daemon.detectors.base import Detector
 from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
 from edge_daemon.engines.nearest import make_engine
-from edge_daemon.engines.sessions import EngineOptions, OnnxExtractor, Sessions
+from edge_daemon.engines.sessions import EngineOptions, OnnxExtractor
 from edge_daemon.errors import EdgeError
 from export.backbone import resolve_backbone
 from export.calibrate import (
@@ -55,16 +52,12 @@ from export.calibrate import (
 from export.errors import CalibrationError, ExportError, PicturesError
 from export.fuse import FusedBackbone, Profile
 from export.gather import Gathered, Progress, first_frame_size, gather, large_array, list_pictures
+from export.golden import GoldenSample, golden_samples, prove
 
 DEFAULT_HELD_OUT = 0.3
 PAPER_SIZE = (224, 224)
 _PAPER_RESIZE = 256 / 224  # short side 256, centre crop 224
 _PAPER_DIMS = 128
-# A golden sample this close to a threshold (relative) might change sides on another PC and be refused there.
-_GOLDEN_CLEAR_OF_LIMIT = 0.02
-# The rounding of another CPU is relative to the embeddings' length, not to a score near zero.
-_GOLDEN_CLEAR_OF_ZERO = 0.1
-_CLEARLY_DAMAGED = 1.1  # times the threshold
 
 _PARAMETERS: dict[Profile, dict[str, Any]] = {
     "anomalib": {
@@ -89,8 +82,9 @@ class RecipeRequest:
     """What the engineer asked for; None leaves the choice to the pictures or the backbone.
 
     size: width, height of the model input; coreset_ratio: share of the patches kept, 0 to 1;
-    false_reject_rate: per part, 0 to 1; held_out: share of blocks kept apart; block: see
-    `core.conformal.name_blocks`; region: of the full frame, in pixels; created_utc: ISO 8601.
+    false_reject_rate: per part, 0 to 1; undecided_rate: the part of it that comes out NotDecidable; held_out: share
+    of blocks kept apart; block: see `core.conformal.name_blocks`; region: of the full frame, in pixels;
+    created_utc: ISO 8601.
     """
 
     name: str
@@ -103,6 +97,7 @@ class RecipeRequest:
     size: tuple[int, int] | None = None
     coreset_ratio: float = 0.1
     false_reject_rate: float | None = None
+    undecided_rate: float | None = None
     held_out: float | None = None
     block: str | None = None
     region: Region | None = None
@@ -138,17 +133,6 @@ class _Station:
     request: RecipeRequest
 
 
-@dataclass(frozen=True, slots=True)
-class _Golden:
-    """A golden sample as it goes into the recipe."""
-
-    file: str
-    kind: Literal["good", "damaged"]
-    png: bytes
-    evidence: Evidence
-    evaluation: Evaluation
-
-
 def build_recipe(request: RecipeRequest, progress: Progress) -> BuiltRecipe:
     """Build, prove and write one recipe. Nothing is written before all of it has passed.
 
@@ -167,7 +151,7 @@ def build_recipe(request: RecipeRequest, progress: Progress) -> BuiltRecipe:
         in_bank = pictures.indices(bank_blocks)
         calibration, bank = _calibrated(station, in_bank, held, progress)
     detector = _detector(station, bank, calibration.thresholds)
-    golden, golden_notes = _golden_samples(detector, station, calibration)
+    golden, golden_notes = golden_samples(detector, pictures, calibration, request.seed)
     manifest = _manifest_fields(station, calibration, bank, golden, len(in_bank))
     files = {
         BANK: bank_bytes(bank),
@@ -175,7 +159,7 @@ def build_recipe(request: RecipeRequest, progress: Progress) -> BuiltRecipe:
         MANIFEST: manifest_bytes(manifest),
         **{g.file: g.png for g in golden},
     }
-    digest = _prove(files, station)
+    digest = prove(files, f"the new recipe {request.name}", request.engine)
     write_recipe(request.out, files)
     return BuiltRecipe(
         path=request.out,
@@ -199,25 +183,34 @@ def _check_request(request: RecipeRequest) -> None:
         problems.append(f"--held-out must lie between 0 and 1, not {request.held_out:g}")
     if request.um_per_px is not None and not 0 < request.um_per_px < math.inf:
         problems.append(f"--um-per-px must be a positive number, not {request.um_per_px:g}")
-    if request.provisional and request.false_reject_rate is not None:
-        problems.append("--provisional promises no rate: leave out --false-reject-rate")
+    if request.undecided_rate is not None and not 0 < request.undecided_rate < 1:
+        problems.append(f"--undecided-rate must lie between 0 and 1, not {request.undecided_rate:g}")
+    if request.provisional and (request.false_reject_rate is not None or request.undecided_rate is not None):
+        problems.append("--provisional promises no rate: leave out --false-reject-rate and --undecided-rate")
     try:
         TypeAdapter(RecipeName).validate_python(request.name)
     except ValidationError:
         problems.append(
             f"--name {request.name!r}: use up to 64 letters, digits, _ . - and begin with a letter or digit"
         )
-    if request.out.suffix == ".recipe" and request.out.is_dir():
-        problems.append(f"--out {request.out} is a folder, but the name asks for one file: give another name")
-    if request.out.suffix != ".recipe" and request.out.is_file():
-        problems.append(f"--out {request.out} is a file: end the name in .recipe, or give another one")
-    parent = next((p for p in request.out.absolute().parents if p.exists()), Path("/"))
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        problems.append(f"--out {request.out}: the folder {parent} cannot be written")
-    if request.out.is_dir() and not (request.out / MANIFEST).is_file() and any(request.out.iterdir()):
-        problems.append(f"--out {request.out} is a folder with something else in it: give another name")
+    problems += output_problems(request.out)
     if problems:
         raise ExportError("\n".join(problems))
+
+
+def output_problems(out: Path) -> list[str]:
+    """What keeps a recipe from being written there; nothing of anybody else is ever replaced."""
+    problems = []
+    if out.suffix == ".recipe" and out.is_dir():
+        problems.append(f"--out {out} is a folder, but the name asks for one file: give another name")
+    if out.suffix != ".recipe" and out.is_file():
+        problems.append(f"--out {out} is a file: end the name in .recipe, or give another one")
+    parent = next((p for p in out.absolute().parents if p.exists()), Path("/"))
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        problems.append(f"--out {out}: the folder {parent} cannot be written")
+    if out.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir()):
+        problems.append(f"--out {out} is a folder with something else in it: give another name")
+    return problems
 
 
 def _open_station(request: RecipeRequest, paths: Sequence[Path], progress: Progress) -> tuple[_Station, list[str]]:
@@ -302,11 +295,14 @@ def _split(request: RecipeRequest, pictures: Gathered) -> tuple[list[str], list[
 def _calibrated(
     station: _Station, in_bank: NDArray[np.int64], held: list[str], progress: Progress
 ) -> tuple[Calibration, NDArray[np.float32]]:
-    supported_rate(len(held), station.request.false_reject_rate)  # before the minutes of work, not after
+    request = station.request
+    # Before the minutes of work, not after.
+    supported_rate(len(held), request.false_reject_rate, request.undecided_rate)
     bank = _bank_of(_embed(station, in_bank, progress), station, progress)
     # A threshold for scoring only; none is known yet.
     detector = _detector(station, bank, Thresholds(0.0, 0.0, 0.0))
-    return calibrate(detector, station.pictures, held, station.request.false_reject_rate, progress), bank
+    rates = request.false_reject_rate, request.undecided_rate
+    return calibrate(detector, station.pictures, held, *rates, progress), bank
 
 
 def _provisional(station: _Station, progress: Progress) -> tuple[Calibration, NDArray[np.float32]]:
@@ -364,96 +360,11 @@ def _detector(station: _Station, bank: NDArray[np.float32], thresholds: Threshol
     return PatchCoreDetector(station.settings, thresholds, station.extractor, bank, make_engine("auto", bank))
 
 
-def _golden_samples(
-    detector: PatchCoreDetector, station: _Station, calibration: Calibration
-) -> tuple[list[_Golden], list[str]]:
-    """Lowest, median and highest good picture that no rounding can move over the threshold, and a damaged one."""
-    candidates = _good_candidates(detector, station, calibration)
-    golden = [
-        _judge_golden(detector, f"golden/good-{number}.png", "good", read_picture(station.pictures.paths[index]))
-        for number, index in enumerate(candidates, start=1)
-    ]
-    middle = candidates[len(candidates) // 2] if candidates else calibration.scored[0].index
-    damaged = _damaged_sample(detector, station, read_picture(station.pictures.paths[middle]))
-    notes = []
-    if damaged is None:
-        notes.append(
-            "WARNING: damage pasted on a good part does not come out clearly NotOK: this recipe may be blind. It has "
-            "no damaged golden sample; look at the pictures, the region and the model size before it is used"
-        )
-    else:
-        golden.append(damaged)
-    if not golden:
-        raise CalibrationError(
-            "no picture lies clearly on one side of the threshold, so none can prove the recipe on another PC: "
-            "more, or more varied, good parts are needed"
-        )
-    return golden, notes
-
-
-def _good_candidates(detector: PatchCoreDetector, station: _Station, calibration: Calibration) -> list[int]:
-    """Up to three pictures, lowest, median and highest score of those clear of zero and of the threshold."""
-    limit = calibration.thresholds.lower
-    scores = {s.index: s.score for s in calibration.scored}
-    if calibration.conformal is None:  # now in the bank, they score lower than when they were left out
-        for index in scores:
-            features = features_of(detector.extractor, station.pictures, index)
-            scores[index] = detector.judge(features, calibration.thresholds).score
-    clear = sorted(
-        (score, index)
-        for index, score in scores.items()
-        if score > _GOLDEN_CLEAR_OF_ZERO * limit and abs(score - limit) > _GOLDEN_CLEAR_OF_LIMIT * limit
-    )
-    chosen = dict.fromkeys([0, len(clear) // 2, len(clear) - 1] if clear else [])
-    return [clear[place][1] for place in chosen]
-
-
-def _judge_golden(
-    detector: PatchCoreDetector, file: str, kind: Literal["good", "damaged"], pixels: NDArray[np.uint8]
-) -> _Golden:
-    """What the live engine gives for the picture as it will be read from the recipe."""
-    png = encode_png(pixels)
-    evidence = judge_picture(detector, decode_picture(png, file))
-    verdict = judge_score(evidence.score, evidence.max_distance, detector.thresholds)
-    return _Golden(file, kind, png, evidence, verdict.evaluation)
-
-
-def _damaged_sample(detector: PatchCoreDetector, station: _Station, pixels: NDArray[np.uint8]) -> _Golden | None:
-    """A good picture with seeded damage, larger each time until it is clearly NotOK; None when it never is."""
-    clearly = _CLEARLY_DAMAGED * detector.thresholds.upper
-    for share in (0.15, 0.25, 0.4):
-        spoiled = damage(pixels, station.settings, share, station.request.seed)
-        golden = _judge_golden(detector, "golden/damaged-1.png", "damaged", spoiled)
-        if golden.evaluation is Evaluation.NOT_OK and golden.evidence.score > clearly:
-            return golden
-    return None
-
-
-def damage(pixels: NDArray[np.uint8], settings: PatchCoreSettings, share: float, seed: int) -> NDArray[np.uint8]:
-    """Paste coarse noise over a square of what is judged; the frame outside it stays as it is.
-
-    pixels: (H, W) or (H, W, 3) uint8; share: side of the square over the shorter side of the judged
-    rectangle. Grains are an eighth of the square, so that they survive the resize to model size.
-    """
-    rng = np.random.default_rng(seed)
-    region = settings.region or Region(0, 0, *settings.frame_size)
-    width = region.w * settings.size[0] // settings.resize_to[0]
-    height = region.h * settings.size[1] // settings.resize_to[1]
-    side = max(1, int(min(width, height) * share))
-    x = region.x + (region.w - width) // 2 + int(rng.integers(width - side + 1))
-    y = region.y + (region.h - height) // 2 + int(rng.integers(height - side + 1))
-    grains = rng.integers(0, 2, (8, 8, 3), dtype=np.uint8) * np.uint8(255)
-    noise = np.asarray(cv2.resize(grains, (side, side), interpolation=cv2.INTER_NEAREST), np.uint8)
-    spoiled = pixels.copy()
-    spoiled[y : y + side, x : x + side] = noise if pixels.ndim == 3 else noise[..., 0]
-    return spoiled
-
-
 def _manifest_fields(
     station: _Station,
     calibration: Calibration,
     bank: NDArray[np.float32],
-    golden: Sequence[_Golden],
+    golden: Sequence[GoldenSample],
     bank_pictures: int,
 ) -> dict[str, Any]:
     """Everything of recipe.json but its own digest."""
@@ -489,17 +400,7 @@ def _manifest_fields(
         },
         "provisional": calibration.conformal is None,
         "calibration": {**calibration.evidence, "seed": request.seed, "block": request.block},
-        "golden": [
-            {
-                "file": g.file,
-                "sha256": sha256(g.png),
-                "kind": g.kind,
-                "score": g.evidence.score,
-                "max_distance": g.evidence.max_distance,
-                "evaluation": g.evaluation.label,
-            }
-            for g in golden
-        ],
+        "golden": [g.manifest_entry() for g in golden],
         "provenance": _provenance(station, bank_pictures),
     }
 
@@ -537,12 +438,3 @@ def _provenance(station: _Station, bank_pictures: int) -> dict[str, Any]:
             "provenance": backbone.provenance,
         },
     }
-
-
-def _prove(files: dict[str, bytes], station: _Station) -> str:
-    """The whole load order on what is about to be written, in a session of its own. Returns the digest."""
-    recipe = verify_files(files, f"the new recipe {station.request.name}")
-    detector = build_detector(recipe, Sessions(station.request.engine))
-    for golden in recipe.golden:
-        check_golden(recipe, detector, golden)
-    return recipe.digest

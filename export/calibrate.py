@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from edge_daemon.core.conformal import (
     CONFIDENCE,
-    ConformalThreshold,
+    ConformalBand,
     RateNotSupportedError,
     block_scores,
-    conformal_rank,
+    conformal_band,
     conformal_threshold,
     smallest_supported_rate,
 )
@@ -22,6 +22,7 @@ from edge_daemon.detectors.base import Detector, Extractor
 from export.errors import CalibrationError
 from export.gather import Gathered, Progress
 
+SPLIT_CONFORMAL = "split-conformal"
 MIN_PICTURES = 20  # below, only a provisional recipe
 MIN_HELD_OUT = 9  # the fewest that support a round rate: 10%
 MAX_LEAVE_OUT_BLOCKS = 60  # one coreset each; with more there are enough for a calibrated threshold
@@ -42,7 +43,7 @@ class Calibration:
 
     thresholds: Thresholds
     scored: list[Scored]
-    conformal: ConformalThreshold | None
+    conformal: ConformalBand | None
     evidence: dict[str, Any]
 
 
@@ -88,9 +89,9 @@ def features_of(extractor: Extractor, pictures: Gathered, index: int) -> NDArray
     return features
 
 
-def supported_rate(held_out: int, stated: float | None) -> float:
+def supported_rate(held_out: int, stated: float | None, undecided_rate: float | None) -> float:
     """The false-reject rate that so many held-out blocks are asked to support: the stated one, else the
-    smallest round one. Raises CalibrationError when they do not support it, or none."""
+    smallest round one. Raises CalibrationError when they do not support it, or none, or no band of that rate."""
     alpha = stated if stated is not None else smallest_supported_rate(held_out)
     if alpha is None:
         raise CalibrationError(
@@ -98,39 +99,70 @@ def supported_rate(held_out: int, stated: float | None) -> float:
             f"{MIN_HELD_OUT} are needed. Record more good parts, keep more of them apart with --held-out, or make "
             "a recipe marked provisional with --provisional"
         )
+    if undecided_rate is not None and not undecided_rate < alpha:
+        raise CalibrationError(
+            f"--undecided-rate {undecided_rate:g} must lie below the false-reject rate, {alpha:g}: it is that part of "
+            "the false rejects that comes out NotDecidable instead of NotOK"
+        )
     try:
-        conformal_rank(held_out, alpha)
+        conformal_band([0.0] * held_out, alpha, undecided_rate)
     except RateNotSupportedError as exc:
         raise CalibrationError(str(exc)) from exc
     return alpha
 
 
 def calibrate(
-    detector: Detector, pictures: Gathered, held: Sequence[str], rate: float | None, progress: Progress
+    detector: Detector,
+    pictures: Gathered,
+    held: Sequence[str],
+    rate: float | None,
+    undecided_rate: float | None,
+    progress: Progress,
 ) -> Calibration:
     """Conformal thresholds from the held-out blocks. rate: false rejects per part, None for the smallest
-    round one that they support. Raises CalibrationError."""
-    alpha = supported_rate(len(held), rate)
+    round one that they support; undecided_rate: see `core.conformal.conformal_band`. Raises CalibrationError."""
+    supported_rate(len(held), rate, undecided_rate)
     indices = pictures.indices(held)
     with progress("calibrating", len(indices)) as advance:
         scored = score_pictures(detector, pictures, indices, advance)
-    blocks = [pictures.blocks[s.index] for s in scored]
-    image = conformal_threshold(list(block_scores([s.score for s in scored], blocks).values()), alpha)
-    pixel = conformal_threshold(list(block_scores([s.peak for s in scored], blocks).values()), alpha)
-    evidence = {
-        "method": "split-conformal",
-        "unit": "picture" if len(held) == len(indices) else "block",
+    held_out = evidence_of(pictures, scored)
+    thresholds, conformal, evidence = thresholds_from(held_out, rate, undecided_rate)
+    return Calibration(thresholds, scored, conformal, {**evidence, "held_out": held_out})
+
+
+def thresholds_from(
+    held_out: Sequence[dict[str, Any]], rate: float | None, undecided_rate: float | None
+) -> tuple[Thresholds, ConformalBand, dict[str, Any]]:
+    """Thresholds and their evidence from the held-out scores that a recipe keeps.
+
+    held_out: `block`, `score` and `map_maximum` of every picture; rate, undecided_rate: as for `calibrate`.
+    Raises CalibrationError when they support no such rate.
+    """
+    blocks = [entry["block"] for entry in held_out]
+    alpha = supported_rate(len(set(blocks)), rate, undecided_rate)
+    image = conformal_band(list(block_scores([e["score"] for e in held_out], blocks).values()), alpha, undecided_rate)
+    pixel = conformal_threshold(list(block_scores([e["map_maximum"] for e in held_out], blocks).values()), alpha)
+    lower, upper = image.lower, image.upper
+    evidence: dict[str, Any] = {
+        "method": SPLIT_CONFORMAL,
+        "unit": "picture" if lower.n == len(held_out) else "block",
         "rate_stated": rate is not None,
-        "false_reject_rate": image.alpha,
-        "marginal_rate": image.marginal_rate,
-        "upper_rate": image.upper_rate,
+        "false_reject_rate": lower.alpha,
+        "marginal_rate": lower.marginal_rate,
+        "upper_rate": lower.upper_rate,
         "upper_rate_confidence": CONFIDENCE,
-        "n": image.n,
-        "rank": image.rank,
-        "held_out": _evidence_of(pictures, scored),
+        "n": lower.n,
+        "rank": lower.rank,
     }
-    thresholds = Thresholds(image.threshold, image.threshold, pixel.threshold)
-    return Calibration(thresholds, scored, image, evidence)
+    if undecided_rate is not None:
+        evidence["not_ok"] = {
+            "undecided_rate": undecided_rate,
+            "rate": upper.alpha,
+            "marginal_rate": upper.marginal_rate,
+            "upper_rate": upper.upper_rate,
+            "rank": upper.rank,
+        }
+    return Thresholds(lower.threshold, upper.threshold, pixel.threshold), image, evidence
 
 
 def leave_one_out(
@@ -162,12 +194,13 @@ def leave_one_out(
         "method": "leave-one-out",
         "unit": "picture" if len(blocks) == len(everything) else "block",
         "n": len(blocks),
-        "held_out": _evidence_of(pictures, scored),
+        "held_out": evidence_of(pictures, scored),
     }
     return Calibration(Thresholds(image, image, pixel), scored, None, evidence)
 
 
-def _evidence_of(pictures: Gathered, scored: Sequence[Scored]) -> list[dict[str, Any]]:
+def evidence_of(pictures: Gathered, scored: Sequence[Scored]) -> list[dict[str, Any]]:
+    """What a recipe keeps of every held-out picture: enough to set another threshold later."""
     return [
         {
             "name": pictures.names[s.index],

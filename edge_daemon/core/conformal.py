@@ -17,6 +17,9 @@ import numpy as np
 
 from edge_daemon.errors import EdgeError
 
+Rate = float | Fraction
+"""A rate as the decimal that somebody wrote, or exactly."""
+
 ROUND_RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 CONFIDENCE = 0.95
 
@@ -50,7 +53,15 @@ class ConformalThreshold:
     upper_rate: float
 
 
-def conformal_rank(n: int, alpha: float) -> int:
+@dataclass(frozen=True, slots=True)
+class ConformalBand:
+    """OK up to lower, NotOK above upper, NotDecidable between; the same threshold twice where there is no band."""
+
+    lower: ConformalThreshold
+    upper: ConformalThreshold
+
+
+def conformal_rank(n: int, alpha: Rate) -> int:
     """⌈(n + 1)(1 − α)⌉, exactly, for the decimal number that α is written as.
 
     In floats (99 + 1)·(1 − 0.01) may come out as 99.00000000000001 and its ceiling as 100; so α is taken as
@@ -58,7 +69,7 @@ def conformal_rank(n: int, alpha: float) -> int:
     """
     if n < 0 or not 0 < alpha < 1:
         raise ValueError(f"a rank needs n >= 0 and 0 < alpha < 1, not {n} and {alpha}")
-    exact = Fraction(repr(float(alpha)))
+    exact = exact_rate(alpha)
     rank = math.ceil((n + 1) * (1 - exact))
     if rank <= n:
         return rank
@@ -66,11 +77,16 @@ def conformal_rank(n: int, alpha: float) -> int:
     present = smallest_supported_rate(n)
     allowed = f"the present {n} allow {present:g} at the least" if present else f"the present {n} allow no round rate"
     raise RateNotSupportedError(
-        f"a false-reject rate of {alpha:g} needs {n + missing} good parts (or blocks) kept apart from the bank: "
+        f"a false-reject rate of {float(alpha):g} needs {n + missing} good parts (or blocks) kept apart from the bank: "
         f"{missing} are missing; {allowed}. Record more good parts, keep more of them apart, or state a larger rate",
         missing,
         present,
     )
+
+
+def exact_rate(rate: Rate) -> Fraction:
+    """The rate as the decimal that names it: 0.1 is one tenth."""
+    return rate if isinstance(rate, Fraction) else Fraction(repr(float(rate)))
 
 
 def smallest_supported_rate(n: int) -> float | None:
@@ -78,7 +94,7 @@ def smallest_supported_rate(n: int) -> float | None:
     return next((rate for rate in ROUND_RATES if (n + 1) * Fraction(repr(rate)) >= 1), None)
 
 
-def conformal_threshold(scores: Sequence[float], alpha: float) -> ConformalThreshold:
+def conformal_threshold(scores: Sequence[float], alpha: Rate) -> ConformalThreshold:
     """Threshold that a good part exceeds with probability at most `alpha` (0 to 1).
 
     scores: one per held-out unit; the worst picture of a block speaks for the block. A score equal to the
@@ -91,10 +107,31 @@ def conformal_threshold(scores: Sequence[float], alpha: float) -> ConformalThres
         threshold=values[rank - 1],
         n=n,
         rank=rank,
-        alpha=alpha,
+        alpha=float(alpha),
         marginal_rate=(n + 1 - rank) / (n + 1),
         upper_rate=upper_rate(n, rank),
     )
+
+
+def conformal_band(scores: Sequence[float], alpha: Rate, undecided_rate: Rate | None) -> ConformalBand:
+    """Two thresholds: a good part exceeds the lower with probability at most `alpha`, the upper with at most
+    `alpha − undecided_rate`.
+
+    The line rejects whatever is not OK, so `alpha` is its false-reject rate; `undecided_rate`, the part of it that
+    comes out NotDecidable instead of NotOK, lies between 0 and alpha; None for no band. scores: as for
+    `conformal_threshold`. Raises RateNotSupportedError, UnusableScoresError and, for rates that are none, ValueError.
+    """
+    lower = conformal_threshold(scores, alpha)
+    if undecided_rate is None:
+        return ConformalBand(lower, lower)
+    rest = exact_rate(alpha) - exact_rate(undecided_rate)
+    if not 0 < rest < exact_rate(alpha):
+        raise ValueError(f"the undecided rate must lie between 0 and {float(alpha):g}, not {float(undecided_rate):g}")
+    try:
+        return ConformalBand(lower, conformal_threshold(scores, rest))
+    except RateNotSupportedError as exc:
+        message = f"an undecided rate of {float(undecided_rate):g} leaves {float(rest):g} for parts called NotOK: {exc}"
+        raise RateNotSupportedError(message, exc.missing, exc.smallest_rate) from exc
 
 
 def upper_rate(n: int, rank: int, confidence: float = CONFIDENCE) -> float:

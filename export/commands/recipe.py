@@ -85,6 +85,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="good parts rejected, 0.01 for 1%% (default: smallest supported)",
     )
     limits.add_argument(
+        "--undecided-rate",
+        type=float,
+        metavar="RATE",
+        help="of these, good parts NotDecidable instead of NotOK (default: no band)",
+    )
+    limits.add_argument(
         "--held-out",
         type=float,
         metavar="SHARE",
@@ -164,6 +170,7 @@ def run(arguments: argparse.Namespace) -> int:
         size=arguments.size,
         coreset_ratio=arguments.coreset_ratio,
         false_reject_rate=arguments.false_reject_rate,
+        undecided_rate=arguments.undecided_rate,
         held_out=arguments.held_out,
         block=arguments.block,
         region=arguments.roi,
@@ -227,6 +234,8 @@ def summary(built: "BuiltRecipe") -> str:
     """The summary for a vision engineer."""
     m = built.manifest
     width, height = m["view"]["frame_size"]
+    limits = m["thresholds"]
+    band = f", NotDecidable to {limits['upper']:.6g}" if limits["upper"] > limits["lower"] else ""
     sizes = f"{m['preprocess']['size'][0]}x{m['preprocess']['size'][1]}"
     lines = [
         f"Recipe {m['name']} {m['version']}: {built.path} ({size_on_disk(built.path) / 1e6:.1f} MB)",
@@ -236,7 +245,7 @@ def summary(built: "BuiltRecipe") -> str:
         f"  model       {m['backbone']['name']} at {sizes}, profile {m['parameters']['profile']}",
         f"  bank        {m['bank']['rows']} of {built.patches} patches from {built.bank_pictures} pictures, "
         f"{m['bank']['dim']} dimensions",
-        f"  threshold   {m['thresholds']['lower']:.6g} (image score), {m['thresholds']['pixel']:.6g} (boxes)",
+        f"  threshold   {limits['lower']:.6g}{band} (image score), {limits['pixel']:.6g} (boxes)",
         *threshold_lines(m),
         "  golden      " + ", ".join(f"{g['kind']} {g['score']:.4g} {g['evaluation']}" for g in m["golden"]),
     ]
@@ -260,7 +269,18 @@ def threshold_lines(manifest: dict[str, Any]) -> list[str]:
         f"  promise     at most {evidence['false_reject_rate']:.2%} of good parts rejected ({chosen})",
         f"              score {evidence['rank']} of {evidence['n']} kept apart: {evidence['marginal_rate']:.2%} at the "
         f"mean, {evidence['upper_rate']:.2%} at most with {evidence['upper_rate_confidence']:.0%} confidence",
+        *_band_lines(evidence),
         spread,
+    ]
+
+
+def _band_lines(evidence: dict[str, Any]) -> list[str]:
+    band = evidence.get("not_ok")
+    if band is None:
+        return []
+    return [
+        f"              of these, at most {band['rate']:.2%} NotOK and the rest NotDecidable: score {band['rank']} of "
+        f"{evidence['n']}, {band['marginal_rate']:.2%} at the mean, {band['upper_rate']:.2%} at most",
     ]
 
 

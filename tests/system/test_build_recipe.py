@@ -20,9 +20,10 @@ from edge_daemon.detectors.base import judge_picture
 from edge_daemon.detectors.loading import load_verified
 from edge_daemon.engines.sessions import EngineOptions, OnnxExtractor, Sessions
 from edge_daemon.errors import EdgeError
-from export.build import RecipeRequest, build_recipe, damage
+from export.build import RecipeRequest, build_recipe
 from export.cli import main
 from export.errors import CalibrationError, ExportError, PicturesError
+from export.golden import damage
 
 FRAME = (96, 80)
 

@@ -14,6 +14,7 @@ from edge_daemon.core.conformal import (
     UnusableScoresError,
     block_scores,
     clopper_pearson,
+    conformal_band,
     conformal_rank,
     conformal_threshold,
     name_blocks,
@@ -151,3 +152,34 @@ def test_blocks_are_named_by_picture_by_run_or_by_expression():
 def test_a_block_rule_that_does_not_fit_is_refused(block):
     with pytest.raises(UnusableScoresError):
         name_blocks(["part1.png"], block)
+
+
+@pytest.mark.parametrize(("n", "alpha", "undecided"), [(99, 0.05, 0.02), (199, 0.1, 0.095), (150, 0.1, 0.05)])
+def test_a_band_keeps_both_promises_over_many_splits(n, alpha, undecided):
+    rng = np.random.default_rng(n)
+    not_ok, rejected = [], []
+    for _ in range(500):
+        band = conformal_band(rng.gamma(3.0, 1.0, n).tolist(), alpha, undecided)
+        assert band.lower.threshold <= band.upper.threshold
+        rejected.append(scipy.stats.gamma.sf(band.lower.threshold, 3.0))
+        not_ok.append(scipy.stats.gamma.sf(band.upper.threshold, 3.0))
+    for rates, promised in ((rejected, alpha), (not_ok, alpha - undecided)):
+        error = 4 * np.std(rates) / math.sqrt(len(rates))
+        assert promised - 1 / (n + 1) - error <= np.mean(rates) <= promised + error
+
+
+def test_an_infinite_threshold_would_fail_the_promise_from_below():
+    n, alpha = 99, 0.05
+    assert not alpha - 1 / (n + 1) <= scipy.stats.gamma.sf(math.inf, 3.0)
+
+
+def test_a_band_is_subtracted_in_decimals_and_refused_with_what_is_missing():
+    scores = [float(i) for i in range(199)]
+    band = conformal_band(scores, 0.02, 0.015)  # 0.02 - 0.015 < 0.005 in floats, which 199 would not support
+    assert (band.lower.rank, band.upper.rank, band.upper.alpha) == (196, 199, 0.005)
+    assert conformal_band(scores, 0.02, None).upper == band.lower
+    with pytest.raises(RateNotSupportedError, match=r"leaves 0.005 .* 1 are missing"):
+        conformal_band(scores[:-1], 0.02, 0.015)
+    for undecided in (0.02, 0.03, 0.0, -0.01):
+        with pytest.raises(ValueError, match="undecided"):
+            conformal_band(scores, 0.02, undecided)

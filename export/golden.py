@@ -1,0 +1,155 @@
+"""Golden samples: pictures with what they must give, by which every PC proves that it judges as the export did."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_daemon.artefact.pictures import decode_picture, encode_png, read_picture
+from edge_daemon.artefact.recipe import sha256, verify_files
+from edge_daemon.core.decision import Evaluation, Evidence, Thresholds, judge_score
+from edge_daemon.core.geometry import Region
+from edge_daemon.detectors.base import judge_picture
+from edge_daemon.detectors.loading import build_detector, check_golden
+from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
+from edge_daemon.engines.sessions import EngineOptions, Sessions
+from export.calibrate import Calibration, features_of
+from export.errors import CalibrationError
+from export.gather import Gathered
+
+# A golden sample this close to a threshold (relative) might change sides on another PC and be refused there.
+_CLEAR_OF_LIMIT = 0.02
+# The rounding of another CPU is relative to the embeddings' length, not to a score near zero.
+_CLEAR_OF_ZERO = 0.1
+_CLEARLY_DAMAGED = 1.1  # times the threshold
+
+
+BLIND = (
+    "WARNING: damage pasted on a good part does not come out clearly NotOK: this recipe may be blind. It has "
+    "no damaged golden sample; look at the pictures, the region and the model size before it is used"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenSample:
+    """A golden sample as it goes into the recipe."""
+
+    file: str
+    kind: Literal["good", "damaged"]
+    png: bytes
+    evidence: Evidence
+    evaluation: Evaluation
+
+    def manifest_entry(self) -> dict[str, Any]:
+        """Its line in recipe.json."""
+        return {
+            "file": self.file,
+            "sha256": sha256(self.png),
+            "kind": self.kind,
+            "score": self.evidence.score,
+            "max_distance": self.evidence.max_distance,
+            "evaluation": self.evaluation.label,
+        }
+
+
+def golden_samples(
+    detector: PatchCoreDetector, pictures: Gathered, calibration: Calibration, seed: int
+) -> tuple[list[GoldenSample], list[str]]:
+    """Lowest, median and highest good picture that no rounding can move over the threshold, and a damaged one."""
+    candidates = _good_candidates(detector, pictures, calibration)
+    golden = [
+        _judge_golden(detector, f"golden/good-{number}.png", "good", read_picture(pictures.paths[index]))
+        for number, index in enumerate(candidates, start=1)
+    ]
+    middle = candidates[len(candidates) // 2] if candidates else calibration.scored[0].index
+    damaged = _damaged_sample(detector, seed, read_picture(pictures.paths[middle]))
+    notes = []
+    if damaged is None:
+        notes.append(BLIND)
+    else:
+        golden.append(damaged)
+    if not golden:
+        raise CalibrationError(
+            "no picture lies clearly on one side of the threshold, so none can prove the recipe on another PC: "
+            "more, or more varied, good parts are needed"
+        )
+    return golden, notes
+
+
+def _good_candidates(detector: PatchCoreDetector, pictures: Gathered, calibration: Calibration) -> list[int]:
+    """Up to three pictures, lowest, median and highest score of those clear of zero and of the threshold."""
+    limit = calibration.thresholds.lower
+    scores = {s.index: s.score for s in calibration.scored}
+    if calibration.conformal is None:  # now in the bank, they score lower than when they were left out
+        for index in scores:
+            features = features_of(detector.extractor, pictures, index)
+            scores[index] = detector.judge(features, calibration.thresholds).score
+    clear = sorted(
+        (score, index)
+        for index, score in scores.items()
+        if score > _CLEAR_OF_ZERO * limit and clear_of(score, calibration.thresholds)
+    )
+    chosen = dict.fromkeys([0, len(clear) // 2, len(clear) - 1] if clear else [])
+    return [clear[place][1] for place in chosen]
+
+
+def _judge_golden(
+    detector: PatchCoreDetector, file: str, kind: Literal["good", "damaged"], pixels: NDArray[np.uint8]
+) -> GoldenSample:
+    """What the live engine gives for the picture as it will be read from the recipe."""
+    png = encode_png(pixels)
+    evidence = judge_picture(detector, decode_picture(png, file))
+    verdict = judge_score(evidence.score, evidence.max_distance, detector.thresholds)
+    return GoldenSample(file, kind, png, evidence, verdict.evaluation)
+
+
+def _damaged_sample(detector: PatchCoreDetector, seed: int, pixels: NDArray[np.uint8]) -> GoldenSample | None:
+    """A good picture with seeded damage, larger each time until it is clearly NotOK; None when it never is."""
+    for share in (0.15, 0.25, 0.4):
+        spoiled = damage(pixels, detector.settings, share, seed)
+        golden = _judge_golden(detector, "golden/damaged-1.png", "damaged", spoiled)
+        if golden.evaluation is Evaluation.NOT_OK and clearly_damaged(golden.evidence.score, detector.thresholds):
+            return golden
+    return None
+
+
+def damage(pixels: NDArray[np.uint8], settings: PatchCoreSettings, share: float, seed: int) -> NDArray[np.uint8]:
+    """Paste coarse noise over a square of what is judged; the frame outside it stays as it is.
+
+    pixels: (H, W) or (H, W, 3) uint8; share: side of the square over the shorter side of the judged
+    rectangle. Grains are an eighth of the square, so that they survive the resize to model size.
+    """
+    rng = np.random.default_rng(seed)
+    region = settings.region or Region(0, 0, *settings.frame_size)
+    width = region.w * settings.size[0] // settings.resize_to[0]
+    height = region.h * settings.size[1] // settings.resize_to[1]
+    side = max(1, int(min(width, height) * share))
+    x = region.x + (region.w - width) // 2 + int(rng.integers(width - side + 1))
+    y = region.y + (region.h - height) // 2 + int(rng.integers(height - side + 1))
+    grains = rng.integers(0, 2, (8, 8, 3), dtype=np.uint8) * np.uint8(255)
+    noise = np.asarray(cv2.resize(grains, (side, side), interpolation=cv2.INTER_NEAREST), np.uint8)
+    spoiled = pixels.copy()
+    spoiled[y : y + side, x : x + side] = noise if pixels.ndim == 3 else noise[..., 0]
+    return spoiled
+
+
+def clear_of(score: float, thresholds: Thresholds) -> bool:
+    """No rounding of another PC moves the score over a threshold."""
+    return all(abs(score - limit) > _CLEAR_OF_LIMIT * limit for limit in (thresholds.lower, thresholds.upper))
+
+
+def clearly_damaged(score: float, thresholds: Thresholds) -> bool:
+    """Damage that is found with room to spare."""
+    return score > _CLEARLY_DAMAGED * thresholds.upper
+
+
+def prove(files: Mapping[str, bytes], what: str, engine: EngineOptions) -> str:
+    """The whole load order on what is about to be written, in a session of its own. Returns the digest."""
+    recipe = verify_files(files, what)
+    detector = build_detector(recipe, Sessions(engine))
+    for golden in recipe.golden:
+        check_golden(recipe, detector, golden)
+    return recipe.digest
