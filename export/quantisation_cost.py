@@ -1,0 +1,214 @@
+"""What int8 costs and gains: the same recipe made with both graphs, the same pictures judged by both."""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_daemon.artefact.recipe import Recipe
+from edge_daemon.detectors.base import Detector, judge_picture
+from edge_daemon.detectors.loading import load_verified
+from edge_daemon.engines.sessions import EngineOptions, Sessions
+from edge_daemon.threads import physical_cores
+from export.build import RecipeRequest, build_recipe
+from export.calibrate import MIN_PICTURES
+from export.dataset import Sample, find_samples
+from export.errors import PicturesError
+from export.evaluate import evaluate, summarise
+from export.gather import Progress
+from export.quantise import Quantised
+
+TRIAL_PICTURES = 200
+_TRIAL_RATIO = 0.01
+_TIMED_RUNS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisationCost:
+    """Two trial recipes compared. Scores of the two are in their own units; each recipe has its own threshold.
+
+    pictures:               good pictures that the trial recipes were made from
+    judged:                 pictures judged by both: those that set the thresholds, golden, labelled
+    score_correlation:      Pearson, over all of them; null when they do not vary
+    score_correlation_good: over the good ones alone, where differences are small: the hard case
+    largest_golden_change:  |int8 − fp32| / fp32 of any golden sample's score
+    threshold_fp32, threshold_int8: of the image score
+    image_auroc_*, pixel_auroc_*:   on the labelled pictures; null without
+    escape_rate_*, false_reject_rate_*: at each recipe's own threshold, likewise
+    session_run_fps_*:      pictures a second of the bare graphs, in turn, on this PC's CPU
+    speedup:                median over the turns of their ratio
+    """
+
+    pictures: int
+    judged: int
+    score_correlation: float | None
+    score_correlation_good: float | None
+    largest_golden_change: float
+    threshold_fp32: float
+    threshold_int8: float
+    session_run_fps_fp32: float
+    session_run_fps_int8: float
+    speedup: float
+    image_auroc_fp32: float | None = None
+    image_auroc_int8: float | None = None
+    pixel_auroc_fp32: float | None = None
+    pixel_auroc_int8: float | None = None
+    escape_rate_fp32: float | None = None
+    escape_rate_int8: float | None = None
+    false_reject_rate_fp32: float | None = None
+    false_reject_rate_int8: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """One of the two recipes, loaded, with what it says of the labelled pictures."""
+
+    recipe: Recipe
+    detector: Detector
+    labelled: dict[str, float]
+    figures: dict[str, float | None]
+
+
+def quantisation_cost(
+    quantised: Quantised,
+    good: Sequence[Path],
+    labelled: Path | None,
+    step: Callable[[str], None] = lambda _what: None,
+) -> QuantisationCost:
+    """Make a recipe (1% coreset) of up to 200 of the `good` pictures with each graph and compare them.
+
+    labelled: folder in the layout of MVTec AD; step: told what begins. Raises ExportError or EdgeError.
+    """
+    samples = find_samples(labelled) if labelled else []
+    if len(good) < 2:
+        raise PicturesError("two good pictures are the least on which int8 can be compared with fp32")
+    used = evenly(good, TRIAL_PICTURES)
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder, "good")
+        images.mkdir()
+        for number, path in enumerate(used):
+            os.symlink(path.absolute(), images / f"{number:06d}{path.suffix}")
+        trials = []
+        for backbone in (quantised.source, quantised.backbone):
+            step(f"a trial recipe in {backbone.precision}")
+            graph = Path(folder, f"{backbone.precision}.onnx")
+            graph.write_bytes(backbone.model_bytes)
+            trials.append(_trial(graph, images, samples))
+    before, after = trials
+    step("speed")
+    fps = _fps(before, after)
+    judged, good_only = _paired_scores(before, after, samples)
+    return QuantisationCost(
+        pictures=len(used),
+        judged=len(judged),
+        score_correlation=_correlation(judged),
+        score_correlation_good=_correlation(good_only),
+        largest_golden_change=_largest_golden_change(before, after),
+        threshold_fp32=before.recipe.manifest.thresholds.lower,
+        threshold_int8=after.recipe.manifest.thresholds.lower,
+        session_run_fps_fp32=fps[0],
+        session_run_fps_int8=fps[1],
+        speedup=fps[2],
+        **{
+            f"{name}_{precision}": trial.figures.get(name)
+            for name in ("image_auroc", "pixel_auroc", "escape_rate", "false_reject_rate")
+            for precision, trial in (("fp32", before), ("int8", after))
+        },
+    )
+
+
+def evenly(paths: Sequence[Path], count: int) -> list[Path]:
+    """At most `count` of them, evenly spread."""
+    places = np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)
+    return [paths[place] for place in places.tolist()]
+
+
+def _trial(graph: Path, images: Path, samples: Sequence[Sample]) -> _Trial:
+    path = graph.with_suffix(".recipe")
+    request = RecipeRequest(
+        name="trial",
+        images=images,
+        out=path,
+        created_utc="1970-01-01T00:00:00+00:00",
+        version="trial",
+        backbone=graph,
+        coreset_ratio=_TRIAL_RATIO,
+        provisional=sum(1 for _ in images.iterdir()) < MIN_PICTURES,
+    )
+    build_recipe(request, _no_progress())
+    ready = load_verified(path, Sessions(EngineOptions(intra_op_threads=physical_cores())))
+    if not samples:
+        return _Trial(ready.recipe, ready.detector, {}, {})
+    evaluated = evaluate(ready.detector, ready.recipe.manifest, samples)
+    return _Trial(
+        ready.recipe,
+        ready.detector,
+        {judged.sample.name: judged.score for judged in evaluated.judged},
+        summarise(evaluated),
+    )
+
+
+def _no_progress() -> Progress:
+    return lambda _what, _total: nullcontext(lambda _done: None)
+
+
+def _paired_scores(
+    before: _Trial, after: _Trial, samples: Sequence[Sample]
+) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """(fp32, int8) scores of the same pictures: of all, and of the good ones."""
+    held = [
+        {str(entry["name"]): float(entry["score"]) for entry in trial.recipe.manifest.calibration["held_out"]}
+        for trial in (before, after)
+    ]
+    good = [(held[0][name], held[1][name]) for name in held[0].keys() & held[1].keys()]
+    good += [(before.labelled[s.name], after.labelled[s.name]) for s in samples if not s.defective]
+    bad = [(before.labelled[s.name], after.labelled[s.name]) for s in samples if s.defective]
+    bad += [(a, b) for a, b, kind in _golden_scores(before, after) if kind == "damaged"]
+    return good + bad, good
+
+
+def _golden_scores(before: _Trial, after: _Trial) -> list[tuple[float, float, str]]:
+    return [
+        (golden.score, judge_picture(after.detector, golden.pixels).score, golden.kind)
+        for golden in before.recipe.golden
+    ]
+
+
+def _largest_golden_change(before: _Trial, after: _Trial) -> float:
+    return max(abs(b - a) / max(abs(a), 1e-12) for a, b, _ in _golden_scores(before, after))
+
+
+def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    if len(pairs) < 3:
+        return None
+    x, y = np.array(pairs, np.float64).T
+    if x.std() == 0 or y.std() == 0:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _fps(before: _Trial, after: _Trial) -> tuple[float, float, float]:
+    """(fp32, int8, median ratio) pictures a second of the two graphs, taken in turn: load hits both alike."""
+    golden = before.recipe.golden[0].pixels
+    picture: NDArray[np.uint8] = before.detector.prepare(golden)[None]
+    times: list[tuple[float, float]] = []
+    for _ in range(_TIMED_RUNS + 1):
+        turn = []
+        for trial in (before, after):
+            begun = time.perf_counter()
+            trial.detector.extractor.extract(picture)
+            turn.append(time.perf_counter() - begun)
+        times.append((turn[0], turn[1]))
+    del times[0]  # the first run of a session allocates
+    return (
+        1 / statistics.median(t for t, _ in times),
+        1 / statistics.median(t for _, t in times),
+        statistics.median(a / b for a, b in times),
+    )
