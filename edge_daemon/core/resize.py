@@ -4,6 +4,7 @@ A resize that differs between export and daemon flips verdicts (a known fault of
 exists here and nowhere else, and in front of the graph, where every provider sees the same bytes.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal
 
@@ -16,8 +17,12 @@ from edge_daemon.errors import PictureError
 
 ResizeMethod = Literal["antialias", "area"]
 
-# Output pixels handled per matrix product (measured at 512 -> 256 and 900 -> 256: 16 is the fastest).
+# Output pixels handled per matrix product (measured at 512 -> 256 and 900 -> 256: 8 and 16 are the fastest).
 _BLOCK = 16
+# OpenBLAS computes products of at most this many multiply-adds in the calling thread (interface/gemm.c:
+# SMP_THRESHOLD_MIN times GEMM_MULTITHREAD_THRESHOLD). Larger ones wait for a second thread, which on a
+# busy PC may not run for milliseconds: 5 to 200 ms were seen where one thread takes 2.
+_ONE_THREAD_MACS = 65_536 * 4
 # Fixed point, so that every float32 sum below is exact: weights are multiples of 1/4096, the rows
 # between the two passes multiples of 1/16; 255 · 4096 < 2^24 and 255 · 16 · 4096 < 2^24.
 _WEIGHT_UNIT = 1 / 4096
@@ -66,6 +71,12 @@ def _bands(size_in: int, size_out: int, gain: float) -> tuple[tuple[slice, slice
     return tuple(blocks)
 
 
+def _parts(length: int, macs_each: int) -> Iterator[slice]:
+    """The other axis of a product in parts that one thread computes."""
+    step = max(1, _ONE_THREAD_MACS // macs_each)
+    return (slice(start, start + step) for start in range(0, length, step))
+
+
 def _antialias(planes: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
     """Separable triangle filter, (C, H, W) -> (C, height, width), in exact fixed-point arithmetic.
 
@@ -76,12 +87,14 @@ def _antialias(planes: NDArray[np.uint8], width: int, height: int) -> NDArray[np
     pixels = planes.astype(np.float32)
     rows = np.empty((channels, height, w), np.float32)
     for out, band, weights in _bands(h, height, _ROW_UNITS):
-        np.matmul(weights, pixels[:, band], out=rows[:, out])
+        for part in _parts(w, weights.size):
+            np.matmul(weights, pixels[:, band, part], out=rows[:, out, part])
     np.rint(rows, out=rows)
     flat = rows.reshape(channels * height, w)
     result = np.empty((channels * height, width), np.float32)
     for out, band, weights in _bands(w, width, 1 / _ROW_UNITS):
-        np.matmul(flat[:, band], weights.T, out=result[:, out])
+        for part in _parts(len(flat), weights.size):
+            np.matmul(flat[part, band], weights.T, out=result[part, out])
     np.rint(result, out=result)
     return result.astype(np.uint8).reshape(channels, height, width)
 
