@@ -1,0 +1,208 @@
+"""The compute thread: what shares a model run, and what a failure does to the parts concerned and to no others."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from edge_daemon.core.decision import Evaluation, Evidence, Thresholds
+from edge_daemon.core.frame import Frame
+from edge_daemon.edges.clock import SystemClock
+from edge_daemon.errors import EdgeError, PictureError
+from edge_daemon.pipeline.compute import Compute
+from edge_daemon.pipeline.inspection import ViewOutcome
+from edge_daemon.pipeline.station import Work
+
+
+class FakeExtractor:
+    """Gives each picture's brightness; remembers the batches."""
+
+    provider = "fake"
+
+    def __init__(self, name: str = "graph") -> None:
+        self.key = (name, 4, 4)
+        self.batches: list[int] = []
+        self.fails_at: BaseException | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def extract(self, batch: np.ndarray) -> np.ndarray:
+        self.gate.wait(5)
+        self.batches.append(len(batch))
+        if self.fails_at is not None:
+            raise self.fails_at
+        return batch.mean(axis=(1, 2, 3), dtype=np.float32)[:, None, None, None]
+
+
+class FakeDetector:
+    """The score is the brightness; OK up to 100. A picture of another size is refused."""
+
+    def __init__(self, extractor: FakeExtractor) -> None:
+        self.extractor = extractor
+        self.thresholds = Thresholds(100, 100, 100)
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        if pixels.shape != (4, 4, 3):
+            raise PictureError("another size")
+        return pixels
+
+    def judge(self, features: np.ndarray, _thresholds: Thresholds) -> Evidence:
+        return Evidence(float(features.max()), float(features.max()), (), "exact")
+
+
+class FakeStation:
+    """Collects outcomes by frame id."""
+
+    name = "st1"
+
+    def __init__(self) -> None:
+        self.outcomes: dict[int, ViewOutcome] = {}
+        self.done = threading.Condition()
+
+    def view_done(self, inspection: Any, camera: str, outcome: ViewOutcome) -> None:
+        with self.done:
+            assert outcome.frame is not None
+            assert outcome.frame.frame_id not in self.outcomes, "two outcomes for one frame"
+            inspection.outcomes[camera] = outcome
+            self.outcomes[outcome.frame.frame_id] = outcome
+            self.done.notify_all()
+
+    def golden_due(self, _now_ns: int) -> None:
+        return None
+
+    recipes = None
+
+    def wait_for(self, count: int) -> list[ViewOutcome]:
+        with self.done:
+            assert self.done.wait_for(lambda: len(self.outcomes) >= count, timeout=10)
+            return [self.outcomes[i] for i in sorted(self.outcomes)]
+
+
+class Bench:
+    def __init__(self, max_batch: int, wait_ms: float = 1000) -> None:
+        self.station = FakeStation()
+        self.fatal: list[BaseException] = []
+        self.compute = Compute(
+            [cast(Any, self.station)], SystemClock(), max_batch, int(wait_ms * 1e6), self.fatal.append
+        )
+        self.ids = iter(range(1, 1000))
+
+    def submit(self, detector: FakeDetector, brightness: int, shape: tuple[int, ...] = (4, 4, 3)) -> Any:
+        views = {"top": SimpleNamespace(detector=detector)}
+        inspection = SimpleNamespace(recipe_set=SimpleNamespace(views=views), outcomes={}, finished=False)
+        frame = Frame("top", next(self.ids), np.full(shape, brightness, np.uint8), 0)
+        self.compute.submit(Work(cast(Any, self.station), cast(Any, inspection), "top", frame))
+        return inspection
+
+
+@contextmanager
+def bench(max_batch: int, wait_ms: float = 1000) -> Iterator[Bench]:
+    it = Bench(max_batch, wait_ms)
+    yield it
+    it.compute.close()
+
+
+def evaluations(outcomes: list[ViewOutcome]) -> list[Evaluation]:
+    return [o.verdict.evaluation for o in outcomes]
+
+
+def test_a_full_batch_goes_at_once_and_each_frame_gets_its_own_verdict() -> None:
+    with bench(max_batch=3, wait_ms=60_000) as it:
+        detector = FakeDetector(FakeExtractor())
+        for brightness in (10, 200, 30):
+            it.submit(detector, brightness)
+        it.compute.start()
+        assert evaluations(it.station.wait_for(3)) == [Evaluation.OK, Evaluation.NOT_OK, Evaluation.OK]
+        assert detector.extractor.batches == [3]
+
+
+def test_a_batch_that_does_not_fill_is_closed_by_its_deadline() -> None:
+    with bench(max_batch=8, wait_ms=1) as it:
+        detector = FakeDetector(FakeExtractor())
+        it.compute.start()
+        it.submit(detector, 10)
+        assert evaluations(it.station.wait_for(1)) == [Evaluation.OK]
+
+
+def test_frames_of_another_graph_never_share_a_run() -> None:
+    with bench(max_batch=8, wait_ms=200) as it:
+        one, other = FakeDetector(FakeExtractor("one")), FakeDetector(FakeExtractor("other"))
+        for detector, brightness in ((one, 1), (one, 2), (other, 200), (one, 3)):
+            it.submit(detector, brightness)
+        it.compute.start()
+        found = evaluations(it.station.wait_for(4))
+        assert found == [Evaluation.OK, Evaluation.OK, Evaluation.NOT_OK, Evaluation.OK]
+        assert sum(one.extractor.batches) == 3
+        assert other.extractor.batches == [1]
+
+
+def test_a_picture_that_does_not_fit_fails_alone() -> None:
+    with bench(max_batch=3) as it:
+        detector = FakeDetector(FakeExtractor())
+        it.submit(detector, 10)
+        it.submit(detector, 10, shape=(5, 4, 3))
+        it.submit(detector, 20)
+        it.compute.start()
+        assert evaluations(it.station.wait_for(3)) == [Evaluation.OK, Evaluation.UNDEFINED, Evaluation.OK]
+        assert it.fatal == []
+
+
+def test_a_model_that_fails_gives_no_verdict_and_the_next_frame_is_tried_again() -> None:
+    with bench(max_batch=1) as it:
+        detector = FakeDetector(FakeExtractor())
+        detector.extractor.fails_at = EdgeError("out of memory")
+        it.compute.start()
+        it.submit(detector, 10)
+        assert evaluations(it.station.wait_for(1)) == [Evaluation.UNDEFINED]
+        detector.extractor.fails_at = None
+        it.submit(detector, 10)
+        assert evaluations(it.station.wait_for(2))[1] is Evaluation.OK
+        assert it.fatal == []
+
+
+def test_a_defect_of_the_program_fails_the_frame_stops_the_daemon_and_judges_nothing_more() -> None:
+    with bench(max_batch=1) as it:
+        detector = FakeDetector(FakeExtractor())
+        detector.extractor.fails_at = ZeroDivisionError()
+        it.compute.start()
+        it.submit(detector, 10)
+        it.station.wait_for(1)
+        detector.extractor.fails_at = None
+        it.submit(detector, 10)
+        assert evaluations(it.station.wait_for(2)) == [Evaluation.UNDEFINED, Evaluation.UNDEFINED]
+        assert [type(e) for e in it.fatal] == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_score_that_is_not_finite_is_no_verdict(poison: float) -> None:
+    with bench(max_batch=1) as it:
+        detector = FakeDetector(FakeExtractor())
+        detector.judge = lambda *_: Evidence(poison, poison, (), "exact")  # type: ignore[method-assign]
+        it.compute.start()
+        it.submit(detector, 10)
+        assert evaluations(it.station.wait_for(1)) == [Evaluation.UNDEFINED]
+
+
+def test_frames_of_inspections_that_have_ended_are_not_judged() -> None:
+    with bench(max_batch=1) as it:
+        detector = FakeDetector(FakeExtractor())
+        it.submit(detector, 10).finished = True
+        it.submit(detector, 20)
+        it.compute.start()
+        it.station.wait_for(1)
+        assert detector.extractor.batches == [1]
+        assert list(it.station.outcomes) == [2]
+
+
+def test_closing_judges_what_is_queued_first() -> None:
+    with bench(max_batch=1) as it:
+        detector = FakeDetector(FakeExtractor())
+        for _ in range(5):
+            it.submit(detector, 10)
+        it.compute.start()
+        it.compute.close()
+        assert len(it.station.outcomes) == 5
