@@ -78,15 +78,15 @@ def open_backbone(path: Path | None) -> OnnxExtractor:
 
 def read_set(data: Path) -> LabelledSet:
     """A data set in MVTec layout at model size; defective pictures without a mask count for the image only."""
-    test, masks = [], []
-    for sample in find_samples(data):
+    test, masks, samples = [], [], find_samples(data)
+    for sample in samples:
         pixels = read_picture(sample.path)
         frame = (pixels.shape[1], pixels.shape[0])
         preprocess = PreprocessPart(resize="antialias", size=SIZE, resize_to=SIZE)
         masks.append(mask_at_model_size(read_mask(sample, pixels.shape), ViewPart(frame_size=frame), preprocess))
         test.append(at_model_size(pixels))
     train = [at_model_size(read_picture(path)) for path in find_pictures(data / "train" / "good")]
-    return LabelledSet(data.name, train, test, masks)
+    return LabelledSet(data.name, train, test, masks, [sample.defective for sample in samples])
 
 
 def at_model_size(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.bench.backbone import open_backbone, quality, timed
+from edge_daemon.artefact.pictures import encode_png
+from tests.bench.backbone import open_backbone, quality, read_set, timed
 from tests.bench.parts import SETS, made_sets
 
 
@@ -31,3 +32,24 @@ def test_times_are_given_as_ratios_to_the_teacher():
     ratios = timed({"teacher": embedded, "student": embedded}, 2)["teacher_over"]
     assert ratios["teacher"] == 1.0
     assert ratios["student"] > 0
+
+
+def test_a_folder_in_mvtec_layout_is_read_with_its_masks_and_a_defect_without_one(tmp_path):
+    draw = np.random.default_rng(0)
+    mask = np.zeros((300, 400), np.uint8)
+    mask[100:140, 200:260] = 255
+    for name, pixels in {
+        "train/good/0.png": draw.integers(0, 256, (300, 400, 3), np.uint8),
+        "test/good/0.png": draw.integers(0, 256, (300, 400), np.uint8),
+        "test/hole/0.png": draw.integers(0, 256, (300, 400, 3), np.uint8),
+        "test/hole/1.png": draw.integers(0, 256, (300, 400, 3), np.uint8),
+        "ground_truth/hole/0_mask.png": mask,
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encode_png(pixels))
+    data = read_set(tmp_path)
+    assert (len(data.train), data.defective) == (1, [False, True, True])
+    assert [bool(mask.any()) for mask in data.masks] == [False, True, False]
+    assert {p.shape for p in [*data.train, *data.test]} == {(256, 256, 3)}
+    figures = quality(open_backbone(None), data, 0.1)
+    assert all(value is not None for value in figures.values())
