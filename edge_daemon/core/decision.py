@@ -163,8 +163,10 @@ class Evidence:
     """What a detector found in one frame, before any threshold on the score.
 
     score: image score in raw units; max_distance: largest patch distance before re-weighting;
-    boxes: largest peaks first, full-frame pixels; map_kind: `exact`, or `upper_bound` outside boxes;
-    anomaly_map: makes the (H, W) float32 map at model size, raw distance units, when somebody wants it.
+    boxes: largest peaks first, full-frame pixels; map_kind: of `shown_map`: `exact`, or `upper_bound` outside
+    boxes; anomaly_map: makes the exact (H, W) float32 map at model size, raw distance units, when somebody
+    wants it, which may take a search of its own; shown_map: makes the one that is published, from what the
+    judgement already knows; exact_searches: patches whose nearest row had to be searched exactly.
     """
 
     score: float
@@ -172,3 +174,5 @@ class Evidence:
     boxes: tuple[Box, ...]
     map_kind: str
     anomaly_map: Callable[[], NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
+    shown_map: Callable[[], NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
+    exact_searches: int = field(default=0, compare=False)

@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from edge_daemon.artefact.manifest import Manifest
 from edge_daemon.core.decision import Evidence, Thresholds
-from edge_daemon.core.distances import largest_squared_norm, proposal_tolerance
+from edge_daemon.core.distances import LARGEST_SQUARED_NORM, largest_squared_norm
 from edge_daemon.core.geometry import Box, Region
 from edge_daemon.core.maps import Blur, Upsampling, anomaly_map, boxes_above
 from edge_daemon.core.patchcore import Metric, image_score, patch_distances
+from edge_daemon.core.proof import Nearest, remember
 from edge_daemon.core.resize import ResizeMethod, to_model_input
+from edge_daemon.core.support import support
 from edge_daemon.detectors.base import Extractor, Features
 from edge_daemon.engines.nearest import NearestNeighbour
 
@@ -64,11 +66,22 @@ def project_patches(patches: NDArray[np.float32], projection: NDArray[np.float32
         return patches @ projection
 
 
+# Relative; the filters round each sum the same way for bounds and distances, this is a margin on top.
+_MAP_ROUNDING = 1e-5
+
 _NOT_FINITE = Evidence(score=math.nan, max_distance=math.nan, boxes=(), map_kind="")
+
+# Frames of which each position remembers the nearest rows: two cameras that share a recipe take turns.
+_REMEMBERED_FRAMES = 4
 
 
 class PatchCoreDetector:
-    """Judges frames against a memory bank; holds no state of the frames it has seen."""
+    """Judges frames against a memory bank.
+
+    Of the frames it has seen it keeps, per position, which rows were near: the next frame's search begins
+    there. What it finds never depends on them, so frames of several cameras may come in any order. `judge` is
+    called from one thread at a time; the maps of its evidence may be made in another.
+    """
 
     def __init__(
         self,
@@ -85,7 +98,7 @@ class PatchCoreDetector:
         self.bank = bank
         self.engine = engine
         self.projection = projection
-        self._largest_row = largest_squared_norm(bank)
+        self._hints: NDArray[np.int64] | None = None
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Full frame -> model input (H, W, 3) uint8. Raises PictureError when the frame does not fit."""
@@ -95,44 +108,65 @@ class PatchCoreDetector:
     def judge(self, features: Features, thresholds: Thresholds) -> Evidence:
         """Score and boxes of one frame from its (gh, gw, D) float32 features.
 
-        Features that are not finite give a score of NaN, which no threshold passes. The map is made only
-        when it can reach the pixel threshold: a blur is an average and never exceeds the largest distance.
+        Features that are not finite, or too large to be squared, give a score of NaN, which no threshold
+        passes. The map is made only when it can reach the pixel threshold: a blur is an average and never
+        exceeds the largest distance.
         """
+        grid = (int(features.shape[0]), int(features.shape[1]))
         patches = project_patches(features.reshape(-1, features.shape[-1]), self.projection)
-        largest = largest_squared_norm(patches)
-        if not math.isfinite(largest):
+        with np.errstate(over="ignore", invalid="ignore"):
+            largest = largest_squared_norm(patches)
+        if not largest <= LARGEST_SQUARED_NORM:
             return _NOT_FINITE
-        proposed, rows = self.engine.nearest(patches, 1)
+        maximum = self.engine.maximum(patches, grid, self._hints)
+        nearest = maximum.nearest
+        self._hints = remember(self._hints, nearest.rows, _REMEMBERED_FRAMES)
         found = image_score(
-            patches,
-            proposed[:, 0],
-            self.bank,
-            self.engine.nearest,
-            proposal_tolerance(largest, self._largest_row),
-            self.settings.neighbours,
-            self.settings.metric,
+            patches, maximum, self.bank, self.engine.neighbours, self.settings.neighbours, self.settings.metric
         )
         boxes: tuple[Box, ...] = ()
         if not found.max_distance < thresholds.pixel:
-            anomaly = self._map(patches, rows[:, 0], features.shape[:2])
-            s = self.settings
-            boxes = boxes_above(anomaly, thresholds.pixel, s.frame_size, s.region, s.resize_to)
+            boxes = self._boxes(patches, nearest, grid, thresholds.pixel)
         return Evidence(
             found.score,
             found.max_distance,
             boxes,
-            "exact",
-            partial(self._map, patches, rows[:, 0], features.shape[:2]),
+            "exact" if nearest.exact.all() else "upper_bound",
+            partial(self._exact_map, patches, nearest, grid),
+            partial(self._map, nearest.squared, grid),
+            maximum.searches,
         )
 
-    def _map(self, patches: NDArray[np.float32], rows: NDArray[np.int64], grid: tuple[int, ...]) -> NDArray[np.float32]:
+    def _boxes(
+        self, patches: NDArray[np.float32], nearest: Nearest, grid: tuple[int, int], threshold: float
+    ) -> tuple[Box, ...]:
+        """Boxes of the exact map; `nearest` becomes exact wherever the map of bounds reaches the threshold.
+
+        Upsampling and blur are sums with weights that are not negative, so the map of bounds bounds the map:
+        a pixel below the threshold there is below it in the map. Every patch that any other pixel is made of
+        is searched, not only those above the threshold themselves.
+        """
         s = self.settings
-        distances = patch_distances(patches, rows, self.bank, s.metric)
-        return anomaly_map(
-            distances.reshape(grid),
-            s.size,
-            s.extent,
-            s.upsampling,
-            s.blur,
-            s.blur_sigma_px,
-        )
+        anomaly = self._map(nearest.squared, grid)
+        if not nearest.exact.all():
+            hot = anomaly >= threshold - _MAP_ROUNDING * abs(threshold)
+            cells = support(hot, grid, s.extent, s.upsampling, s.blur_sigma_px).ravel()
+            which = np.flatnonzero(cells & ~nearest.exact)
+            if len(which):
+                nearest.take(which, self.engine.complete(patches[which]))
+                anomaly = self._map(nearest.squared, grid)
+        return boxes_above(anomaly, threshold, s.frame_size, s.region, s.resize_to)
+
+    def _exact_map(self, patches: NDArray[np.float32], nearest: Nearest, grid: tuple[int, int]) -> NDArray[np.float32]:
+        """The map of the nearest rows of all patches; searches those that the judgement did not need."""
+        which = np.flatnonzero(~nearest.exact)
+        squared = nearest.squared
+        if len(which):
+            squared = squared.copy()
+            squared[which] = self.engine.complete(patches[which]).squared
+        return self._map(squared, grid)
+
+    def _map(self, squared: NDArray[np.float64], grid: tuple[int, int]) -> NDArray[np.float32]:
+        s = self.settings
+        distances = patch_distances(squared, s.metric)
+        return anomaly_map(distances.reshape(grid), s.size, s.extent, s.upsampling, s.blur, s.blur_sigma_px)

@@ -79,7 +79,8 @@ class Pictures:
         region = Region(*manifest.view.region) if manifest.view.region else None
         pre = manifest.preprocess
         covers = map_region(manifest.view.frame_size, region, pre.resize_to, pre.size)
-        anomaly = evidence.anomaly_map() if evidence.anomaly_map else None
+        make_map = evidence.shown_map or evidence.anomaly_map
+        anomaly = make_map() if make_map else None
         threshold = manifest.thresholds.pixel
         heat = overlay(frame.pixels, anomaly, threshold, evidence.boxes, covers, config.max_side_px)
         plain = overlay(frame.pixels, None, threshold, (), covers, config.max_side_px)

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from edge_daemon.core.decision import Thresholds
 from edge_daemon.core.geometry import Region
 from edge_daemon.core.maps import anomaly_map, boxes_above
-from edge_daemon.core.patchcore import exact_nearest, image_score, reweighting
+from edge_daemon.core.patchcore import image_score, reweighting
 from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
-from edge_daemon.engines.nearest import NearestNeighbour, make_engine
+from edge_daemon.engines.nearest import make_engine
 from tests import oracle
 
-ENGINES = ("flat", "numpy")
+ENGINES = ("certified", "flat", "numpy")
 
 
 class NoExtractor:
@@ -105,30 +105,25 @@ def test_engines_agree_on_adversarial_banks(
     found = []
     for name in ENGINES:
         engine = make_engine(name, bank)
-        proposed, _ = engine.nearest(features, 1)
-        found.append(
-            image_score(features, proposed[:, 0], bank, engine.nearest, 1e-3 * levels**2, neighbours, "euclidean")
-        )
-    assert found[0].patch == found[1].patch
-    assert found[0].row == found[1].row
-    assert found[0].max_distance == found[1].max_distance
+        maximum = engine.maximum(features, (1, patches), None)
+        found.append(image_score(features, maximum, bank, engine.neighbours, neighbours, "euclidean"))
+    assert found[0] == found[1] == found[2]
     exact = ((features[:, None].astype(float) - bank[None]) ** 2).sum(-1)
     assert found[0].patch == int(exact.min(axis=1).argmax())
     assert found[0].row == int(exact[found[0].patch].argmin())
 
 
-def test_a_tie_goes_to_the_lowest_row_even_among_many_duplicates() -> None:
-    bank = np.ones((100, 4), np.float32)
-    engine: NearestNeighbour = make_engine("flat", bank)
-    distance, row = exact_nearest(np.zeros((2, 4), np.float32), bank, engine.nearest, 1e-6)
-    assert row.tolist() == [0, 0]
-    assert distance.tolist() == [4.0, 4.0]
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_tie_goes_to_the_lowest_row_even_among_many_duplicates(engine: str) -> None:
+    found = make_engine(engine, np.ones((3000, 4), np.float32)).complete(np.zeros((2, 4), np.float32))
+    assert found.rows.tolist() == [0, 0]
+    assert found.squared.tolist() == [4.0, 4.0]
 
 
 def test_a_bank_of_one_row_does_not_weigh_every_score_down_to_nothing() -> None:
     bank = np.zeros((1, 3), np.float32)
     engine = make_engine("flat", bank)
-    assert reweighting(np.full(3, 7, np.float32), 0, bank, engine.nearest, 9) == 1.0
+    assert reweighting(np.full(3, 7, np.float32), 0, bank, engine.neighbours, 9) == 1.0
 
 
 def test_boxes_cover_the_hot_pixels_in_full_frame_coordinates() -> None:

@@ -1,0 +1,112 @@
+"""Which patch is farthest from the bank, proven without searching for every patch's nearest row.
+
+The distance to any bank row is an upper bound of the distance to the nearest one. Patches are searched
+exactly in the order of decreasing bound; when the largest exact distance is at least every other bound, it
+is the maximum of the image. The result is the one of a full search to the bit: the same patch, row and
+distance, ties to the lowest patch and then to the lowest row.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A handful decides most frames; growing batches make a frame that needs many a few matrix products.
+FIRST_BATCH = 8
+_LARGEST_BATCH = 256
+
+
+@dataclass(slots=True)
+class Nearest:
+    """What is known of the nearest bank row of each patch; owned and filled by one search.
+
+    squared: (P,) float64, squared distance to `rows`, or a little more, never less than the squared distance
+    to the nearest row; rows: (P,) int64; exact: (P,) bool, where row and distance are the nearest's.
+    """
+
+    squared: NDArray[np.float64]
+    rows: NDArray[np.int64]
+    exact: NDArray[np.bool_]
+
+    def take(self, which: NDArray[np.int64], found: "Nearest") -> None:
+        """Enter what was found for the patches `which`, where it says more than is known."""
+        better = found.exact | (found.squared < self.squared[which])
+        better &= ~self.exact[which]
+        place = which[better]
+        self.squared[place], self.rows[place] = found.squared[better], found.rows[better]
+        self.exact[place] = found.exact[better]
+
+    def copy(self) -> "Nearest":
+        return Nearest(self.squared.copy(), self.rows.copy(), self.exact.copy())
+
+    @classmethod
+    def unknown(cls, count: int) -> "Nearest":
+        """Nothing known yet: infinite bounds."""
+        return cls(np.full(count, np.inf), np.zeros(count, np.int64), np.zeros(count, np.bool_))
+
+
+@dataclass(frozen=True, slots=True)
+class Maximum:
+    """The patch with the largest squared distance to its nearest row. nearest: what else became known on the
+    way, as bounds; searches: patches that had to be searched exactly."""
+
+    patch: int
+    row: int
+    squared: float
+    nearest: Nearest
+    searches: int
+
+
+Search = Callable[[NDArray[np.int64], float], Nearest]
+
+
+def best_of(nearest: Nearest) -> tuple[float, int]:
+    """Largest exact squared distance and its patch, ties to the lowest; (-inf, -1) when none is exact."""
+    exact = np.flatnonzero(nearest.exact)
+    if not len(exact):
+        return -np.inf, -1
+    patch = int(exact[nearest.squared[exact].argmax()])
+    return float(nearest.squared[patch]), patch
+
+
+def undecided(nearest: Nearest) -> NDArray[np.int64]:
+    """Patches that may still be the maximum, those with the largest bound first, equal ones by index."""
+    best, patch = best_of(nearest)
+    index = np.arange(len(nearest.squared))
+    open_ = ~nearest.exact & ((nearest.squared > best) | ((nearest.squared == best) & (index < patch)))
+    which = np.flatnonzero(open_)
+    return which[np.argsort(-nearest.squared[which], kind="stable")]
+
+
+def prove_maximum(nearest: Nearest, search: Search, first: int = FIRST_BATCH) -> tuple[float, int, int]:
+    """Search exactly until the maximum is proven; fills `nearest`. Returns squared distance, patch, searches.
+
+    search(which, floor): the nearest rows of those patches; one that is shown to lie nearer than the squared
+    distance `floor` may stay a bound. Raises ValueError when `search` makes no progress: never a guess.
+    """
+    batch, searches = first, 0
+    while len(which := undecided(nearest)):
+        which, floor = which[:batch], best_of(nearest)[0]
+        found = search(which, floor)
+        if not (found.exact | (found.squared < floor)).all():
+            raise ValueError("a search gave neither a nearest row nor a bound below the floor")
+        nearest.take(which, found)
+        searches += len(which)
+        batch = min(2 * batch, _LARGEST_BATCH)
+    squared, patch = best_of(nearest)
+    return squared, patch, searches
+
+
+def remember(hints: NDArray[np.int64] | None, rows: NDArray[np.int64], frames: int) -> NDArray[np.int64]:
+    """Candidates for the next frame: (frames, P) int64, this frame's rows first, then what they displaced.
+
+    hints: what this frame was given, None or of another P to begin anew; rows: (P,) int64.
+    """
+    if hints is None or hints.shape[1] != len(rows):
+        return np.repeat(rows[None], frames, axis=0)
+    changed = rows != hints[0]
+    following = hints.copy()
+    following[1:, changed] = hints[:-1, changed]
+    following[0] = rows
+    return following
