@@ -30,6 +30,7 @@ from edge_daemon.pipeline.messages import Identity
 from edge_daemon.pipeline.pictures import Pictures
 from edge_daemon.pipeline.reader import CameraReader
 from edge_daemon.pipeline.recipes import Recipes
+from edge_daemon.pipeline.stages import WayOut
 from edge_daemon.pipeline.station import Station
 from edge_daemon.threads import keep_freed_memory, physical_cores, thread_pools
 from edge_daemon.wire.codec import encode_event, encode_image, encode_status
@@ -54,14 +55,16 @@ _EXIT_DEFECT = 70
 class _Outbox:
     """What stations see of journal and records."""
 
-    def __init__(self, journal: Journal, records: Records) -> None:
+    def __init__(self, journal: Journal, records: Records, way_out: WayOut) -> None:
         self._journal = journal
         self._records = records
+        self._way_out = way_out
 
     def intend(self, intent: Intent, on_durable: Callable[[JournalError | None], None]) -> None:
         self._journal.intend(intent, on_durable)
 
     def conclude(self, draft: Inspection) -> object:
+        self._way_out.concluded(draft.result_id)
         return self._records.conclude(draft)
 
     def attempts(self, station: str, trigger_id: str) -> int:
@@ -81,6 +84,7 @@ class Daemon:
         self._defect: BaseException | None = None
         self._started_ns = self._clock.monotonic_ns()
         self._stations: dict[str, Station] = {}
+        self._way_out = WayOut(self._clock.monotonic_ns)
 
     def run(self) -> int:
         """Start, serve until `stop`, drain, stop. Returns the exit status. Raises EdgeError when it cannot start."""
@@ -135,7 +139,7 @@ class Daemon:
         self._pictures.start()
         stack.callback(self._pictures.close)
 
-        outbox = _Outbox(self._journal, self._records)
+        outbox = _Outbox(self._journal, self._records, self._way_out)
         for name, station in config.stations.items():
             self._stations[name] = Station(name, station, self._identity, self._clock, outbox)
         provenance = Provenance(software=self._identity.software, config_digest=self._identity.config_digest)
@@ -312,6 +316,7 @@ class Daemon:
         self._publish_status()
 
     def _published(self, record: Inspection) -> None:
+        self._way_out.published(record.result_id)
         station = self._stations.get(record.station)
         if station is not None:
             station.published(record)
@@ -358,6 +363,7 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """Everything about the daemon, for `edge-ctl status`."""
+        journal = self._journal.stats()
         return {
             "line": self._identity.line,
             "boot": self._identity.boot,
@@ -365,9 +371,9 @@ class Daemon:
             "software": self._identity.software,
             "config_digest": self._identity.config_digest,
             "stations": {name: self._station_status(s).model_dump(mode="json") for name, s in self._stations.items()},
-            "stages_ms": self._compute.stages_ms(),
+            "stages_ms": self._compute.stages_ms() | self._way_out.stages_ms(journal.commit_p50_ms),
             "threads": thread_pools(),
-            "journal": asdict(self._journal.stats()),
+            "journal": asdict(journal),
             "records": asdict(self._records.stats()),
             "publisher": asdict(self._publisher.stats()),
             "pictures_dropped": self._pictures.dropped,

@@ -43,12 +43,24 @@ examples:
   edge-daemon recipes --config edge.toml            what would each station run?
   edge-daemon run --config edge.toml                judge parts until SIGTERM
   edge-daemon schema config > edge.schema.json      for an editor that completes keys
+  edge-daemon bench --recipe bottle.recipe --images good/     what can this PC do?
 """
 
 _CHECK_HELP = """\
 Looks at everything that would keep this PC from judging parts, and says all of it at once:
 the configuration, the provider, every recipe with its golden samples, folders, endpoints, cameras.
 Changes nothing. Exit status 0 when the daemon could start, 1 when not."""
+
+
+_BENCH_HELP = """\
+Measures what this PC can do with a recipe: the real daemon, as its own process with journal and publishing
+in a temporary folder, replays decoded pictures of good parts; the bare model and the bare search are timed
+in turn with it. Takes half a minute to a minute. Stop the line's own daemon first: it would compete.
+
+  session.run alone  the model and nothing else: the limit
+  end to end         verdicts as they arrive at a subscriber
+  stages             medians inside the daemon, milliseconds a frame
+  latency            trigger to verdict at the subscriber, cameras unsynchronised at half of full speed"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,8 +131,30 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(recipes)
     recipes.set_defaults(run=_recipes)
 
+    _add_bench(commands)
     _add_store(commands.add_parser("store", help="import and list recipes", allow_abbrev=False))
     return parser
+
+
+def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="how many parts a second this PC judges with a recipe",
+        description=_BENCH_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    bench.add_argument("--recipe", type=Path, required=True, metavar="PATH", help=".recipe file or recipe folder")
+    bench.add_argument(
+        "--images", type=Path, required=True, metavar="DIR", help="good parts: the usual, and hard, case"
+    )
+    bench.add_argument("--cameras", type=int, default=1, metavar="N", help="stations with one camera each (default 1)")
+    bench.add_argument("--provider", choices=("cpu", "cuda", "tensorrt"), default="cpu", help="default cpu")
+    bench.add_argument("--search", default="auto", metavar="ENGINE", help="force a search engine (default auto)")
+    bench.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of bare parts and daemon (default 5)")
+    bench.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of each measurement (default 3)")
+    _add_json(bench)
+    bench.set_defaults(run=_bench)
 
 
 def _add_store(store: argparse.ArgumentParser) -> None:
@@ -225,6 +259,27 @@ def _check(arguments: argparse.Namespace) -> int:
     errors = sum(finding.level == "error" for finding in report.findings)
     print(f"{arguments.config}: {_many(errors, 'problem')}" if errors else f"{arguments.config}: the daemon can start")
     return 0 if report.ok else 1
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from edge_daemon.bench import BenchRequest, bench, table
+
+    figures = bench(
+        BenchRequest(
+            arguments.recipe,
+            arguments.images,
+            arguments.cameras,
+            arguments.provider,
+            arguments.search,
+            arguments.rounds,
+            arguments.seconds,
+        )
+    )
+    if arguments.json:
+        _print_json(figures)
+    else:
+        print(table(figures))
+    return 0
 
 
 def _schema(arguments: argparse.Namespace) -> int:

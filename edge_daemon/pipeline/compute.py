@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from edge_daemon.core.clock import Clock
-from edge_daemon.core.decision import Reason, judge_score
+from edge_daemon.core.decision import Evidence, Reason, Thresholds, judge_score
 from edge_daemon.detectors.loading import ReadyRecipe, check_golden
 from edge_daemon.errors import EdgeError, PictureError
 from edge_daemon.pipeline.inspection import ViewOutcome
+from edge_daemon.pipeline.stages import Stages
 from edge_daemon.pipeline.station import Station, Work
 
-_STAGES_KEPT = 512
 _IDLE_POLL_S = 0.1
 
 
@@ -45,9 +45,7 @@ class Compute:
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._broken = False
         self._golden_turn = 0
-        self._stages_ms: dict[str, deque[float]] = {
-            name: deque(maxlen=_STAGES_KEPT) for name in ("prepare", "model", "judge")
-        }
+        self._stages = Stages()
 
     def start(self) -> None:
         self._thread.start()
@@ -63,8 +61,9 @@ class Compute:
         self._queue.put(work)
 
     def stages_ms(self) -> dict[str, float]:
-        """Median milliseconds of each stage over the last frames."""
-        return {name: round(float(np.median(list(v))), 3) for name, v in self._stages_ms.items() if v}
+        """Median milliseconds of each stage over the last frames: prepare, model, search, boxes (of frames that
+        needed any), record (the outcome made and handed to the journal)."""
+        return self._stages.medians()
 
     # -- the thread ----------------------------------------------------------------------------------
 
@@ -142,16 +141,26 @@ class Compute:
         resized = time.perf_counter()
         features = _recipe(prepared[0]).detector.extractor.extract(np.stack(pictures))
         features_ns = self._clock.monotonic_ns()
-        self._stages_ms["prepare"].append((resized - started) * 1e3 / len(batch))
-        self._stages_ms["model"].append((time.perf_counter() - resized) * 1e3 / len(prepared))
+        self._stages.add("prepare", (resized - started) * 1e3 / len(batch))
+        self._stages.add("model", (time.perf_counter() - resized) * 1e3 / len(prepared))
         for work, feature in zip(prepared, features, strict=True):
             begun = time.perf_counter()
             detector = _recipe(work).detector
             evidence = detector.judge(feature, detector.thresholds)
             verdict = judge_score(evidence.score, evidence.max_distance, detector.thresholds)
-            self._stages_ms["judge"].append((time.perf_counter() - begun) * 1e3)
+            judged = time.perf_counter()
+            self._time_judgement(evidence, detector.thresholds, (judged - begun) * 1e3)
             outcome = ViewOutcome(verdict, work.frame, evidence, model_ns, features_ns, self._clock.monotonic_ns())
             work.station.view_done(work.inspection, work.camera, outcome)
+            self._stages.add("record", (time.perf_counter() - judged) * 1e3)
+
+    def _time_judgement(self, evidence: Evidence, thresholds: Thresholds, ms: float) -> None:
+        """Below the pixel threshold a judgement is a search and nothing else; beyond, what it takes longer than
+        the others is for the boxes."""
+        if evidence.max_distance < thresholds.pixel:
+            self._stages.add("search", ms)
+        elif (search_ms := self._stages.median("search")) is not None:
+            self._stages.add("boxes", max(0.0, ms - search_ms))
 
     def _inspect_golden(self) -> None:
         """One golden sample of the station that has waited longest, when all of them are idle."""
