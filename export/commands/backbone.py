@@ -222,12 +222,12 @@ def _int8_lines(made: "MadeBackbone") -> list[str]:
     lines = [
         f"  int8       {q.nodes} of {q.nodes + q.kept} products with weights, ranges of {q.pictures} good pictures, "
         f"made on {q.cpu_class}",
-        f"  what it cost, fp32 -> int8, in trial recipes of {cost.pictures} good pictures, {cost.judged} judged:",
+        f"  what it cost, fp32 -> int8, over {cost.judged} pictures against the same patches:",
         f"    score correlation      {share(cost.score_correlation)} ({share(cost.score_correlation_good)} among good "
         "parts alone)",
         f"    largest golden change  {cost.largest_golden_change:.2%} of the score",
-        f"    threshold              {pair(cost.threshold_fp32, cost.threshold_int8, '.5g')}: calibrate with the "
-        "backbone that runs",
+        f"  and two recipes of {cost.pictures} good pictures, each with a bank and a threshold of its own:",
+        f"    threshold              {pair(cost.threshold_fp32, cost.threshold_int8, '.5g')}",
     ]
     if cost.image_auroc_fp32 is not None:
         lines += [
