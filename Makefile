@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test lint format clean
+.PHONY: help install install-dev demo test bench lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -23,6 +24,9 @@ demo: $(VENV)/.installed  ## two simulated stations, from good parts to verdicts
 
 test: lint  ## lint, types, import contracts and all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-dev  ## measure speed here, beside the naive ways: out/bench/bench.json and one page of plots
+	$(BIN)/python -m tests.bench.suite $(BENCH_ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check
