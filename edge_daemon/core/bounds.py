@@ -17,8 +17,18 @@ from numpy.typing import NDArray
 
 from edge_daemon.core.distances import UNIT_ROUNDOFF
 
-# Columns of one matrix product: its result stays in the cache until its minima are taken.
+# Rows of one matrix product with many queries: its result stays in the cache until its minima are taken.
 BLOCK_ROWS = 1024
+
+# Values of one block, and its most rows: few products where few queries are asked.
+_BLOCK_VALUES = 1 << 20
+_WIDEST = 1 << 14
+
+# OpenBLAS computes a product of at most 4 · 65,536 multiplications in one thread (interface/gemm.c,
+# GEMM_MULTITHREAD_THRESHOLD); waiting for a second thread took 5 ms on a PC with other work to do, 16 million
+# multiplications take half a millisecond.
+_UNDIVIDED_PRODUCT = 4 << 16
+_ONE_THREAD_PRODUCTS = 1 << 24
 
 _ROTATION_SAMPLE = 8192
 _POWER_STEPS = 4
@@ -61,9 +71,10 @@ class Table:
 
     def __init__(self, rows: NDArray[np.float32], norms: NDArray[np.float64]) -> None:
         self.kappa = (2 * (rows.shape[1] + 1) + 64) * UNIT_ROUNDOFF
-        self.right = np.empty((len(rows), rows.shape[1] + 1), np.float32)
-        self.right[:, :-1] = rows
-        self.right[:, -1] = norms * (1 - self.kappa)
+        # Coordinate by coordinate: the layout that a product with few queries reads fastest.
+        self.right = np.empty((rows.shape[1] + 1, len(rows)), np.float32)
+        self.right[:-1] = rows.T
+        self.right[-1] = norms * (1 - self.kappa)
 
     def ask(self, queries: NDArray[np.float32], norms: NDArray[np.float64]) -> Questions:
         """queries: (Q, d) float32, centred (and rotated) like the rows; norms: (Q,) float64, their ‖x‖²."""
@@ -74,8 +85,17 @@ class Table:
         return Questions(left, norms * (1 - self.kappa) - queries.shape[1] * 1e-36)
 
     def products(self, questions: Questions) -> list[NDArray[np.float32]]:
-        """Blocks of (Q, up to BLOCK_ROWS) float32, in the order of the rows."""
-        return [questions.left @ self.right[i : i + BLOCK_ROWS].T for i in range(0, len(self.right), BLOCK_ROWS)]
+        """Blocks of (Q, w) float32, in the order of the rows; all of the same width but the last."""
+        width = self._width(len(questions.left))
+        return [questions.left @ self.right[:, i : i + width] for i in range(0, self.right.shape[1], width)]
+
+    def _width(self, queries: int) -> int:
+        """Rows of one product. Where the whole takes less than a thread needs to wake on a busy PC, the products
+        are so small that OpenBLAS keeps them in the calling thread."""
+        per_row = queries * self.right.shape[0]
+        if per_row * self.right.shape[1] <= _ONE_THREAD_PRODUCTS:
+            return int(max(1, _UNDIVIDED_PRODUCT // per_row))
+        return int(min(max(_BLOCK_VALUES // queries, BLOCK_ROWS), _WIDEST))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# A handful decides most frames; growing batches make a frame that needs many a few matrix products.
-FIRST_BATCH = 8
+# Reading the bank once costs as much as some 30 patches more in the same product; growing batches make a
+# frame that needs many a few products.
+FIRST_BATCH = 32
 _LARGEST_BATCH = 256
 
 

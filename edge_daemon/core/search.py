@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_daemon.core.bounds import BLOCK_ROWS, Questions, Rotation, Table, squared_norms
+from edge_daemon.core.bounds import Questions, Rotation, Table, squared_norms
 from edge_daemon.core.distances import pair_distances, squared_distances, upper_bounds
 from edge_daemon.core.proof import Nearest
 
@@ -106,7 +106,7 @@ class ExactSearch:
     ) -> NDArray[np.int64]:
         """Search one table; answers go to `result` at `place`. Returns places with more than `few` rows left."""
         products = table.products(questions)
-        rows = _lowest(products)
+        rows, least = _lowest(products)
         upper = upper_bounds(part.x, self.bank, rows)
         result.squared[place], result.rows[place] = upper, rows
         open_ = np.flatnonzero(~(upper < floor))
@@ -114,7 +114,7 @@ class ExactSearch:
             return open_
         upper[open_] = squared_distances(part.x[open_], self.bank[rows[open_]])
         limits = questions.limits(upper)
-        pairs = _below(products, limits, open_)
+        pairs = _below(products, least, limits, open_)
         skipped = np.empty(0, np.int64)
         if few is not None:
             count = np.bincount(pairs.query, minlength=len(part.x))
@@ -167,30 +167,34 @@ class ExactSearch:
         return rows[np.argsort(squared, kind="stable")][:count]
 
 
-def _lowest(products: list[NDArray[np.float32]]) -> NDArray[np.int64]:
-    """Row of the lowest product of each query."""
+def _lowest(products: list[NDArray[np.float32]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Row of the lowest product of each query, and the lowest product of each block, (blocks, Q)."""
     index = np.arange(len(products[0]))
-    rows: NDArray[np.int64] = products[0].argmin(axis=1)
-    least = products[0][index, rows]
-    for number, block in enumerate(products[1:], 1):
-        column = block.argmin(axis=1)
-        value = block[index, column]
-        better = value < least
-        least[better] = value[better]
-        rows[better] = column[better] + number * BLOCK_ROWS
-    return rows
-
-
-def _below(products: list[NDArray[np.float32]], limits: NDArray[np.float32], which: NDArray[np.int64]) -> _Pairs:
-    """Every row that the products do not prove farther than the limit, of the queries `which` (ascending)."""
-    every = len(which) == len(limits)
-    found = []
+    columns = np.empty((len(products), len(index)), np.int64)
+    least = np.empty((len(products), len(index)), np.float32)
     for number, block in enumerate(products):
-        part = block if every else block[which]
-        query, column = np.nonzero(part <= limits[which][:, None])
-        found.append((which[query], column + number * BLOCK_ROWS, part[query, column]))
+        columns[number] = block.argmin(axis=1)
+        least[number] = block[index, columns[number]]
+    best = least.argmin(axis=0)
+    return columns[best, index] + best * products[0].shape[1], least
+
+
+def _below(
+    products: list[NDArray[np.float32]],
+    least: NDArray[np.float32],
+    limits: NDArray[np.float32],
+    which: NDArray[np.int64],
+) -> _Pairs:
+    """Every row that the products do not prove farther than the limit, of the queries `which` (ascending)."""
+    found = []
+    for number in np.flatnonzero((least[:, which] <= limits[which]).any(axis=1)):
+        asked = which[least[number, which] <= limits[which]]
+        part = products[number][asked]
+        hits = np.flatnonzero((part <= limits[asked][:, None]).ravel())
+        query, column = np.divmod(hits, part.shape[1])
+        found.append((asked[query], column + number * products[0].shape[1], part.ravel()[hits]))
     query, row, bound = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    if len(products) > 1:
+    if len(found) > 1:
         order = np.argsort(query, kind="stable")
         query, row, bound = query[order], row[order], bound[order]
     return _Pairs(query, row, bound)

@@ -6,14 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_daemon.core.distances import upper_bounds
-from edge_daemon.core.proof import FIRST_BATCH, Maximum, Nearest, prove_maximum, undecided
+from edge_daemon.core.proof import Maximum, Nearest, prove_maximum, undecided
 from edge_daemon.core.search import ExactSearch
 
-# From here on a product with a table of fewer dimensions pays for the direct differences that it leaves.
-_REDUCED_FROM_ROWS = 3072
+# A table of fewer dimensions pays where the bank itself is too large for the cache: then its product is
+# cheaper than the bank's by more than the direct differences that it leaves (deploy/decisions/0005).
+_REDUCED_FROM_VALUES = 1 << 18
 _REDUCED_DIMS = 48
 
-_NEXT_DOOR = ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
+# Searched before the offers of other frames are looked at: what they need not beat is the best of these.
+_FIRST_SEARCHES = 16
 
 
 class CertifiedEngine:
@@ -29,7 +31,7 @@ class CertifiedEngine:
     name = "certified"
 
     def __init__(self, bank: NDArray[np.float32]) -> None:
-        reduced = _REDUCED_DIMS if len(bank) >= _REDUCED_FROM_ROWS else 0
+        reduced = _REDUCED_DIMS if bank.size >= _REDUCED_FROM_VALUES else 0
         self._search = ExactSearch(bank, min(reduced, bank.shape[1] // 2))
         self._bank = self._search.bank
         self._neighbours = lru_cache(maxsize=4096)(self._find_neighbours)
@@ -44,12 +46,11 @@ class CertifiedEngine:
         if hints is not None and hints.shape[1] == len(patches):
             nearest.rows[:] = hints[0]
             nearest.squared[:] = upper_bounds(patches, self._bank, nearest.rows)
-            top = undecided(nearest)[:FIRST_BATCH]
+            top = undecided(nearest)[:_FIRST_SEARCHES]
             nearest.take(top, search(top, -np.inf))
             first = len(top)
             self._improve(patches, nearest, hints[1:])
-            next_door = nearest.rows.reshape(grid)
-            self._improve(patches, nearest, np.stack([np.roll(next_door, s, (0, 1)).ravel() for s in _NEXT_DOOR]))
+            self._improve(patches, nearest, nearest.rows[_next_door(grid)])
         squared, patch, searches = prove_maximum(nearest, search)
         return Maximum(patch, int(nearest.rows[patch]), squared, nearest, first + searches)
 
@@ -75,3 +76,11 @@ class CertifiedEngine:
 
     def _find_neighbours(self, row: int, count: int) -> NDArray[np.int64]:
         return self._search.neighbours(self._bank[row], count)
+
+
+@lru_cache(maxsize=8)
+def _next_door(grid: tuple[int, int]) -> NDArray[np.int64]:
+    """(8, P) int64: the patches around each patch; beyond the border, those of the opposite one."""
+    index = np.arange(grid[0] * grid[1]).reshape(grid)
+    around = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x]
+    return np.stack([np.roll(index, shift, (0, 1)).ravel() for shift in around])
