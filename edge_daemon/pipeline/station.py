@@ -455,6 +455,18 @@ class Station:
         with self._lock:
             return not self._open and not self._concluding
 
+    @property
+    def standing(self) -> tuple[bool, tuple[str, ...], str]:
+        """Trigger Ready, alarms and recipe set: what whoever triggers must hear of at once.
+
+        In free run nobody waits for Trigger Ready, and it changes with every frame: there being busy does not
+        count.
+        """
+        with self._lock:
+            refusal = self._refusal(duplicate=False)
+            busy_only = self.config.trigger == "free_run" and refusal is Reason.MISSED_BUSY
+            return refusal is None or busy_only, tuple(self._alarms), self._recipes.digest if self._recipes else ""
+
     # -- golden samples when idle --------------------------------------------------------------------
 
     def golden_due(self, now_ns: int) -> str | None:

@@ -392,3 +392,29 @@ AnyOrder.TestCase.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestAnyOrder = AnyOrder.TestCase
+
+
+def test_what_whoever_triggers_must_hear_of_at_once_is_trigger_ready_alarms_and_recipes() -> None:
+    line = Line(queue=0).ready()
+    fit = line.station.standing
+    assert fit[0]
+    line.trigger()
+    assert not line.station.standing[0], "busy: Trigger Ready has dropped"
+    line.frame()
+    line.judged(Evaluation.OK)
+    line.publish()
+    assert line.station.standing == fit
+    line.station.alarm("journal", "disk full")
+    assert line.station.standing[:2] == (False, ("journal",))
+    line.station.all_clear("journal")
+    assert line.station.standing == fit
+
+
+def test_a_free_running_station_that_is_only_busy_keeps_its_standing() -> None:
+    line = Line(queue=0, trigger="free_run").ready()
+    fit = line.station.standing
+    line.station.frame_without_trigger("top", Frame("top", 1, np.zeros((2, 2, 3), np.uint8), line.clock.now))
+    assert not line.ready_now()
+    assert line.station.standing == fit
+    line.station.halt()
+    assert not line.station.standing[0]
