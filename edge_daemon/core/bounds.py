@@ -124,9 +124,11 @@ class Rotation:
     def reduce(self, centred: NDArray[np.float32], norms: NDArray[np.float64]) -> NDArray[np.float32]:
         """(N, D) float32 with their ‖x‖² -> (N, h + 1) float32: head, and the length of the tail."""
         reduced = np.empty((len(centred), self.basis.shape[1] + 1), np.float32)
-        for i in range(0, len(centred), BLOCK_ROWS):
-            head = centred[i : i + BLOCK_ROWS].astype(np.float64) @ self.basis
-            reduced[i : i + BLOCK_ROWS, :-1] = head
-            left = norms[i : i + BLOCK_ROWS] - np.einsum("nd,nd->n", head, head)
-            reduced[i : i + BLOCK_ROWS, -1] = np.sqrt(np.maximum(left, 0))
+        # A few queries stay in this thread, as in `Table.products`.
+        step = BLOCK_ROWS if len(centred) > BLOCK_ROWS // 4 else max(1, _UNDIVIDED_PRODUCT // self.basis.size)
+        for i in range(0, len(centred), step):
+            head = centred[i : i + step].astype(np.float64) @ self.basis
+            reduced[i : i + step, :-1] = head
+            left = norms[i : i + step] - np.einsum("nd,nd->n", head, head)
+            reduced[i : i + step, -1] = np.sqrt(np.maximum(left, 0))
         return reduced

@@ -14,6 +14,9 @@ from edge_daemon.core.search import ExactSearch
 _REDUCED_FROM_VALUES = 1 << 18
 _REDUCED_DIMS = 48
 
+# Without a floor every patch keeps candidates: below this the whole product costs less than they do.
+_REDUCED_FOR_ALL_FROM_ROWS = 8192
+
 # Searched before the offers of other frames are looked at: what they need not beat is the best of these.
 _FIRST_SEARCHES = 16
 
@@ -68,7 +71,7 @@ class CertifiedEngine:
 
     def complete(self, patches: NDArray[np.float32]) -> Nearest:
         """See `engines.nearest.NearestNeighbour.complete`."""
-        return self._search.nearest(patches)
+        return self._search.nearest(patches, reduced=len(self._bank) >= _REDUCED_FOR_ALL_FROM_ROWS)
 
     def neighbours(self, row: int, count: int) -> NDArray[np.int64]:
         """See `engines.nearest.NearestNeighbour.neighbours`; remembered, for the same rows come again."""
