@@ -12,6 +12,8 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -90,6 +92,7 @@ def run(folder: Path, images: Path | None, backbone: Path | None, quick: bool) -
         "search": lambda: search_growth(
             material, (1_000, 10_000) if quick else (1_000, 3_000, 10_000, 30_000, 200_000)
         ),
+        "search_of_the_recipe": lambda: search_bench(material),
         "coreset": lambda: coreset_growth((2_000, 5_000) if quick else (5_000, 10_000, 20_000, 50_000, 100_000)),
         "batch": lambda: batch_scaling(material, (1, 4) if quick else (1, 2, 4, 8)),
         "int8": lambda: int8(material),
@@ -184,6 +187,15 @@ def search_growth(material: Material, rows: Sequence[int]) -> list[dict[str, Any
         )
         found.append({"rows": count, "ms": in_turn(ways, 5 if count > 20_000 else 11)})
     return found
+
+
+def search_bench(material: Material) -> Any:
+    """`tests.bench.search` on the recipe's own bank: the certified search beside the faster flat one."""
+    command = ["--recipe", str(material.recipe), "--images", str(material.images)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.search", *command], stdout=subprocess.PIPE, check=True, text=True
+    )
+    return json.loads(done.stdout)
 
 
 def detectors(material: Material, bank: Float32) -> dict[str, PatchCoreDetector]:
