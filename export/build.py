@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from edge_daemon import __version__
-from edge_daemon.artefact.manifest import RecipeName
+from edge_daemon.artefact.manifest import PCA_FEATURE, RecipeName
 from edge_daemon.artefact.recipe import (
     BACKBONE,
     BANK,
@@ -30,7 +30,6 @@ from edge_daemon.artefact.recipe import (
     write_recipe,
 )
 from edge_daemon.core.conformal import split_blocks
-from edge_daemon.core.coreset import k_centre_greedy, paper_start, project, sparse_random_projection
 from edge_daemon.core.decision import Thresholds
 from edge_daemon.core.geometry import Region
 from edge_daemon.core.resize import to_model_input
@@ -40,6 +39,7 @@ from edge_daemon.engines.nearest import make_engine
 from edge_daemon.engines.sessions import EngineOptions, OnnxExtractor
 from edge_daemon.errors import EdgeError
 from export.backbone import resolve_backbone
+from export.bank import Bank, BankPlan, embed_pictures, make_bank
 from export.calibrate import (
     MIN_PICTURES,
     Calibration,
@@ -51,13 +51,14 @@ from export.calibrate import (
 )
 from export.errors import CalibrationError, ExportError, PicturesError
 from export.fuse import FusedBackbone, Profile
-from export.gather import Gathered, Progress, first_frame_size, gather, large_array, list_pictures
+from export.gather import Gathered, Progress, first_frame_size, gather, list_pictures
 from export.golden import GoldenSample, golden_samples, prove
+from export.suspects import Suspect, find_suspects
 
 DEFAULT_HELD_OUT = 0.3
 PAPER_SIZE = (224, 224)
 _PAPER_RESIZE = 256 / 224  # short side 256, centre crop 224
-_PAPER_DIMS = 128
+_SHOWN_SUSPECTS = 20
 
 _PARAMETERS: dict[Profile, dict[str, Any]] = {
     "anomalib": {
@@ -83,8 +84,8 @@ class RecipeRequest:
 
     size: width, height of the model input; coreset_ratio: share of the patches kept, 0 to 1;
     false_reject_rate: per part, 0 to 1; undecided_rate: the part of it that comes out NotDecidable; held_out: share
-    of blocks kept apart; block: see `core.conformal.name_blocks`; region: of the full frame, in pixels;
-    created_utc: ISO 8601.
+    of blocks kept apart; drop_suspects: leave them out of the bank; reduce: dimensions of the embeddings after a PCA;
+    block: see `core.conformal.name_blocks`; region: of the full frame, in pixels; created_utc: ISO 8601.
     """
 
     name: str
@@ -98,6 +99,8 @@ class RecipeRequest:
     coreset_ratio: float = 0.1
     false_reject_rate: float | None = None
     undecided_rate: float | None = None
+    drop_suspects: bool = False
+    reduce: int | None = None
     held_out: float | None = None
     block: str | None = None
     region: Region | None = None
@@ -132,6 +135,10 @@ class _Station:
     pictures: Gathered
     request: RecipeRequest
 
+    def embed(self, index: int) -> NDArray[np.float32]:
+        """(P, D) float32 patch embeddings of one picture. Raises CalibrationError when they are not finite."""
+        return features_of(self.extractor, self.pictures, index).reshape(-1, self.backbone.dim)
+
 
 def build_recipe(request: RecipeRequest, progress: Progress) -> BuiltRecipe:
     """Build, prove and write one recipe. Nothing is written before all of it has passed.
@@ -142,6 +149,7 @@ def build_recipe(request: RecipeRequest, progress: Progress) -> BuiltRecipe:
     paths = list_pictures(request.images)
     station, notes = _open_station(request, paths, progress)
     pictures = station.pictures
+    suspects: list[Suspect] = []
     if request.provisional:
         calibration, bank = _provisional(station, progress)
         in_bank = np.arange(len(pictures.names))
@@ -149,18 +157,27 @@ def build_recipe(request: RecipeRequest, progress: Progress) -> BuiltRecipe:
     else:
         bank_blocks, held = _split(request, pictures)
         in_bank = pictures.indices(bank_blocks)
+        supported_rate(len(held), request.false_reject_rate, request.undecided_rate)  # before the minutes of work
+        everything = np.arange(len(pictures.names))
+        suspects = find_suspects(station.embed, in_bank, everything, request.seed, progress)
+        notes += _suspect_notes(station, suspects, in_bank)
+        if request.drop_suspects:
+            in_bank = np.setdiff1d(in_bank, [suspect.index for suspect in suspects])
         calibration, bank = _calibrated(station, in_bank, held, progress)
+        if bank.continued_at:
+            notes.append(f"the coreset was taken up again at {bank.continued_at} rows, where a build was interrupted")
     detector = _detector(station, bank, calibration.thresholds)
     golden, golden_notes = golden_samples(detector, pictures, calibration, request.seed)
-    manifest = _manifest_fields(station, calibration, bank, golden, len(in_bank))
+    manifest = _manifest_fields(station, calibration, bank, golden, in_bank, suspects)
     files = {
-        BANK: bank_bytes(bank),
+        BANK: bank_bytes(bank.rows, bank.projection),
         BACKBONE: station.backbone.model_bytes,
         MANIFEST: manifest_bytes(manifest),
         **{g.file: g.png for g in golden},
     }
     digest = prove(files, f"the new recipe {request.name}", request.engine)
     write_recipe(request.out, files)
+    checkpoint_path(request.out).unlink(missing_ok=True)
     return BuiltRecipe(
         path=request.out,
         digest=digest,
@@ -181,6 +198,8 @@ def _check_request(request: RecipeRequest) -> None:
         problems.append(f"--false-reject-rate must lie between 0 and 1, not {request.false_reject_rate:g}")
     if request.held_out is not None and not 0 < request.held_out < 1:
         problems.append(f"--held-out must lie between 0 and 1, not {request.held_out:g}")
+    if request.reduce is not None and request.reduce < 1:
+        problems.append(f"--reduce must be 1 or more dimensions, not {request.reduce}")
     if request.um_per_px is not None and not 0 < request.um_per_px < math.inf:
         problems.append(f"--um-per-px must be a positive number, not {request.um_per_px:g}")
     if request.undecided_rate is not None and not 0 < request.undecided_rate < 1:
@@ -239,14 +258,48 @@ def _open_station(request: RecipeRequest, paths: Sequence[Path], progress: Progr
     notes = []
     if pictures.skipped:
         notes.append(f"{len(pictures.skipped)} unreadable pictures were left out")
+    if pictures.near_copies:
+        notes.append(
+            f"{pictures.near_copies} pictures differ from others in noise only: the same part again. They count with "
+            "them as one; one picture of each part teaches more"
+        )
     if pictures.copies:
         notes.append(f"{pictures.copies} pictures are copies of others and count with them as one")
+    if request.reduce is not None and request.reduce >= backbone.dim:
+        raise ExportError(f"--reduce {request.reduce}: the backbone's embeddings have {backbone.dim} dimensions only")
     unseen = 1 - math.prod(settings.size) / math.prod(settings.resize_to)
     if unseen > 0:
         notes.append(
             f"profile {backbone.profile} crops the centre: {unseen:.0%} of the picture, its border, is NOT judged"
         )
     return _Station(backbone, extractor, settings, pictures, request), notes
+
+
+def _suspect_notes(station: _Station, suspects: Sequence[Suspect], in_bank: NDArray[np.int64]) -> list[str]:
+    """Which pictures do not look like good ones, on which side they are and what that means."""
+    names, bank_side = station.pictures.names, set(in_bank.tolist())
+    sides = [s for s in suspects if s.index in bank_side], [s for s in suspects if s.index not in bank_side]
+    listed = [
+        ", ".join(f"{names[s.index]} ({s.times:.2f} times)" for s in side[:_SHOWN_SUSPECTS])
+        + (f" and {len(side) - _SHOWN_SUSPECTS} more" if len(side) > _SHOWN_SUSPECTS else "")
+        for side in sides
+    ]
+    notes = []
+    if sides[0] and station.request.drop_suspects:
+        notes.append(f"SUSPECT, left out of the bank: {listed[0]} as strange as a usual picture")
+    elif sides[0]:
+        notes.append(
+            f"SUSPECT, in the bank: {listed[0]} as strange as a usual picture. Look at them: a defect in the bank is "
+            "good from now on. Remove what is defective from the folder and build again, or leave all of them out with "
+            "--drop-suspects"
+        )
+    if sides[1]:
+        notes.append(
+            f"SUSPECT, among the pictures kept apart: {listed[1]} as strange as a usual picture. They stay: to drop "
+            "them for their looks would void the false-reject rate. Look at them: if one is defective, the threshold "
+            "may be so high that such defects pass; remove it from the folder and build again"
+        )
+    return notes
 
 
 def _check_count(count: int, request: RecipeRequest) -> None:
@@ -294,84 +347,64 @@ def _split(request: RecipeRequest, pictures: Gathered) -> tuple[list[str], list[
 
 def _calibrated(
     station: _Station, in_bank: NDArray[np.int64], held: list[str], progress: Progress
-) -> tuple[Calibration, NDArray[np.float32]]:
+) -> tuple[Calibration, Bank]:
     request = station.request
-    # Before the minutes of work, not after.
-    supported_rate(len(held), request.false_reject_rate, request.undecided_rate)
-    bank = _bank_of(_embed(station, in_bank, progress), station, progress)
+    plan = _plan(request, station.backbone, station.settings)
+    bank = make_bank(_embed(station, in_bank, progress), plan, progress, checkpoint_path(request.out))
     # A threshold for scoring only; none is known yet.
     detector = _detector(station, bank, Thresholds(0.0, 0.0, 0.0))
     rates = request.false_reject_rate, request.undecided_rate
     return calibrate(detector, station.pictures, held, *rates, progress), bank
 
 
-def _provisional(station: _Station, progress: Progress) -> tuple[Calibration, NDArray[np.float32]]:
+def _provisional(station: _Station, progress: Progress) -> tuple[Calibration, Bank]:
     """A bank of all pictures; thresholds from banks of all but one block."""
     everything = np.arange(len(station.pictures.names))
     embeddings = _embed(station, everything, progress)
+    plan = _plan(station.request, station.backbone, station.settings)
     patches = math.prod(station.backbone.grid)
 
     def detector_without(kept: NDArray[np.int64]) -> Detector:
         rows = (kept[:, None] * patches + np.arange(patches)).ravel()
-        return _detector(station, _bank_of(embeddings[rows], station, None), Thresholds(0.0, 0.0, 0.0))
+        return _detector(station, make_bank(embeddings[rows], plan, None), Thresholds(0.0, 0.0, 0.0))
 
     calibration = leave_one_out(detector_without, station.pictures, progress)
-    return calibration, _bank_of(embeddings, station, progress)
+    return calibration, make_bank(embeddings, plan, progress)
+
+
+def _plan(request: RecipeRequest, backbone: FusedBackbone, settings: PatchCoreSettings) -> BankPlan:
+    paper = backbone.profile == "paper"
+    return BankPlan(request.coreset_ratio, settings.neighbours, paper, request.seed, request.reduce)
 
 
 def _embed(station: _Station, indices: NDArray[np.int64], progress: Progress) -> NDArray[np.float32]:
-    """Patch embeddings of some pictures, (pictures · patches, dim) float32, each held once."""
-    patches, dim = math.prod(station.backbone.grid), station.backbone.dim
-    embeddings = large_array((len(indices) * patches, dim), np.float32, Path(tempfile.gettempdir()))
-    with progress("embedding", len(indices)) as advance:
-        for position, index in enumerate(indices.tolist()):
-            features = features_of(station.extractor, station.pictures, index)
-            embeddings[position * patches : (position + 1) * patches] = features.reshape(patches, dim)
-            advance(1)
-    return embeddings
+    backbone = station.backbone
+    return embed_pictures(station.embed, indices, math.prod(backbone.grid), backbone.dim, progress)
 
 
-def _bank_of(embeddings: NDArray[np.float32], station: _Station, progress: Progress | None) -> NDArray[np.float32]:
-    """The coreset's rows, in full dimension (Roth et al. 2022, section 3.2; profiles as published)."""
-    request, seed = station.request, station.request.seed
-    count = max(int(len(embeddings) * request.coreset_ratio), min(station.settings.neighbours, len(embeddings)))
-    paper = station.backbone.profile == "paper"
-    matrix = sparse_random_projection(len(embeddings), embeddings.shape[1], seed, _PAPER_DIMS if paper else None)
-    projected = embeddings if matrix is None else project(embeddings, matrix)
-    initial = paper_start(projected, seed) if paper else None
-
-    def select(report: Callable[[int], None] | None) -> NDArray[np.int64]:
-        return k_centre_greedy(projected, count, seed=seed, initial_distance=initial, progress=report)
-
-    if progress is None:
-        return np.ascontiguousarray(embeddings[select(None)])
-    with progress("coreset", count) as advance:
-        done = 0
-
-        def report(taken: int) -> None:
-            nonlocal done
-            advance(taken - done)
-            done = taken
-
-        return np.ascontiguousarray(embeddings[select(report)])
+def checkpoint_path(out: Path) -> Path:
+    """Where an interrupted build of that recipe keeps what it had chosen."""
+    return out.with_name(f".{out.name}.coreset")
 
 
-def _detector(station: _Station, bank: NDArray[np.float32], thresholds: Thresholds) -> PatchCoreDetector:
-    return PatchCoreDetector(station.settings, thresholds, station.extractor, bank, make_engine("auto", bank))
+def _detector(station: _Station, bank: Bank, thresholds: Thresholds) -> PatchCoreDetector:
+    engine = make_engine("auto", bank.rows)
+    return PatchCoreDetector(station.settings, thresholds, station.extractor, bank.rows, engine, bank.projection)
 
 
 def _manifest_fields(
     station: _Station,
     calibration: Calibration,
-    bank: NDArray[np.float32],
+    bank: Bank,
     golden: Sequence[GoldenSample],
-    bank_pictures: int,
+    in_bank: NDArray[np.int64],
+    suspects: Sequence[Suspect],
 ) -> dict[str, Any]:
     """Everything of recipe.json but its own digest."""
     request, settings, backbone = station.request, station.settings, station.backbone
     region = settings.region
     return {
-        "required_features": ["patchcore/1"],
+        "required_features": ["patchcore/1"] if bank.projection is None else ["patchcore/1", PCA_FEATURE],
         "name": request.name,
         "version": request.version,
         "created_utc": request.created_utc,
@@ -392,7 +425,12 @@ def _manifest_fields(
             "dim": backbone.dim,
         },
         "parameters": {"profile": backbone.profile, **_PARAMETERS[backbone.profile]},
-        "bank": {"file": BANK, "sha256": sha256(bank_bytes(bank)), "rows": len(bank), "dim": bank.shape[1]},
+        "bank": {
+            "file": BANK,
+            "sha256": sha256(bank_bytes(bank.rows, bank.projection)),
+            "rows": len(bank.rows),
+            "dim": bank.rows.shape[1],
+        },
         "thresholds": {
             "lower": calibration.thresholds.lower,
             "upper": calibration.thresholds.upper,
@@ -401,13 +439,16 @@ def _manifest_fields(
         "provisional": calibration.conformal is None,
         "calibration": {**calibration.evidence, "seed": request.seed, "block": request.block},
         "golden": [g.manifest_entry() for g in golden],
-        "provenance": _provenance(station, bank_pictures),
+        "provenance": _provenance(station, calibration, bank, len(in_bank), suspects),
     }
 
 
-def _provenance(station: _Station, bank_pictures: int) -> dict[str, Any]:
+def _provenance(
+    station: _Station, calibration: Calibration, bank: Bank, in_bank: int, suspects: Sequence[Suspect]
+) -> dict[str, Any]:
     """What the recipe was made of, and with what."""
-    request, pictures, backbone = station.request, station.pictures, station.backbone
+    pictures, backbone = station.pictures, station.backbone
+    held = {scored.index for scored in calibration.scored} if calibration.conformal else set()
     listing = "\n".join(f"{digest} {name}" for name, digest in zip(pictures.names, pictures.digests, strict=True))
     return {
         "software": {
@@ -421,13 +462,23 @@ def _provenance(station: _Station, bank_pictures: int) -> dict[str, Any]:
         },
         "pictures": {
             "count": len(pictures.names),
-            "in_bank": bank_pictures,
+            "in_bank": in_bank,
             "copies": pictures.copies,
+            "near_copies": pictures.near_copies,
             "skipped": len(pictures.skipped),
             "blocks": len(set(pictures.blocks)),
             "sha256_of_model_inputs": hashlib.sha256(listing.encode()).hexdigest(),
+            "suspects": [
+                {
+                    "name": pictures.names[s.index],
+                    "times": round(s.times, 3),
+                    "kept_apart": s.index in held,
+                }
+                for s in suspects
+            ],
+            "dropped_suspects": station.request.drop_suspects,
         },
-        "coreset": {"method": "k-centre greedy", "ratio": request.coreset_ratio, "seed": request.seed},
+        "coreset": bank.account,
         "backbone": {
             "layers": backbone.layers,
             "opset": backbone.opset,

@@ -2,10 +2,11 @@
 
 import errno
 import hashlib
+import mmap
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,14 @@ from edge_daemon.artefact.pictures import find_pictures, read_picture
 from edge_daemon.core.conformal import name_blocks
 from edge_daemon.errors import PictureError
 from export.errors import ExportError, PicturesError
+from export.likeness import near_copies, thumbnail
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """`with progress("reading", total) as advance: advance(done_now)`."""
 
 IN_MEMORY_BYTES = 256 << 20  # larger arrays go to a file beside the recipe
 _SHOWN = 10
+_PAUSES_PER_RELEASE = 16  # blocks of at most 25 MB (4,096 rows of 1,536 dimensions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Gathered:
     paths, names: names are relative to the folder; blocks: what belongs together and stays on one side of the
     split; inputs: (n, H, W, 3) uint8 at model size; digests: SHA-256 of each; frame_size: width, height of all;
     skipped: messages of unreadable files; copies: pictures that are bit-identical, at model size, to an
-    earlier one.
+    earlier one; near_copies: pictures that differ from an earlier one in noise only.
     """
 
     paths: list[Path]
@@ -44,6 +47,7 @@ class Gathered:
     frame_size: tuple[int, int]
     skipped: list[str]
     copies: int
+    near_copies: int = 0
 
     def indices(self, blocks: Sequence[str]) -> NDArray[np.int64]:
         """Pictures of these blocks."""
@@ -90,7 +94,10 @@ def gather(
     """
     frame_size = first_frame_size(paths)
     inputs = large_array((len(paths), size[1], size[0], 3), np.uint8, scratch)
+    give_back = releasing(inputs)
     taken: list[Path] = []
+    digests: list[str] = []
+    small: list[NDArray[np.float32]] = []
     unreadable: list[str] = []
     sizes: Counter[tuple[int, int]] = Counter()
     with progress("reading", len(paths)) as advance:
@@ -105,7 +112,10 @@ def gather(
             sizes[found] += 1
             if found == frame_size:
                 inputs[len(taken)] = prepare(pixels)
+                digests.append(hashlib.sha256(inputs[len(taken)].tobytes()).hexdigest())
+                small.append(thumbnail(inputs[len(taken)]))
                 taken.append(path)
+                give_back()
             advance(1)
     if unreadable and not skip_unreadable:
         raise PicturesError(_list_of("cannot be read (leave them out with --skip-unreadable)", unreadable))
@@ -117,9 +127,11 @@ def gather(
         )
     names = [path.relative_to(folder).as_posix() for path in taken]
     inputs = inputs[: len(taken)]
-    digests = [hashlib.sha256(picture.tobytes()).hexdigest() for picture in inputs]
-    blocks = _join_copies(name_blocks(names, block), digests)
-    return Gathered(taken, names, blocks, inputs, digests, frame_size, unreadable, len(digests) - len(set(digests)))
+    likeness = near_copies(np.stack(small))
+    blocks = _join(_join(name_blocks(names, block), digests), likeness.tolist())
+    copies = len(digests) - len(set(digests))
+    near = len(digests) - len(np.unique(likeness)) - copies
+    return Gathered(taken, names, blocks, inputs, digests, frame_size, unreadable, copies, max(near, 0))
 
 
 def large_array(shape: tuple[int, ...], dtype: DTypeLike, scratch: Path) -> NDArray[Any]:
@@ -143,8 +155,30 @@ def large_array(shape: tuple[int, ...], dtype: DTypeLike, scratch: Path) -> NDAr
         ) from exc
 
 
-def _join_copies(blocks: list[str], digests: list[str]) -> list[str]:
-    """Blocks that hold copies of one picture become one: a copy on both sides would be calibrated on itself."""
+def releasing(array: NDArray[Any]) -> Callable[[], None]:
+    """A call that gives the pages of an array in a scratch file back now and then; nothing for one in memory.
+
+    Mapped pages count as the process's memory until then, though the file holds what is in them.
+    """
+    mapped = getattr(array, "_mmap", None)
+    if mapped is None or not hasattr(mmap, "MADV_DONTNEED"):
+        return lambda: None
+    calls = 0
+
+    def give_back() -> None:
+        nonlocal calls
+        calls += 1
+        if calls % _PAUSES_PER_RELEASE == 0:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    return give_back
+
+
+def _join(blocks: list[str], looks: Sequence[Hashable]) -> list[str]:
+    """Blocks that hold copies of one picture become one: a copy on both sides would be calibrated on itself.
+
+    looks: equal for pictures that are copies of each other.
+    """
     parent = {block: block for block in blocks}
 
     def root(block: str) -> str:
@@ -153,9 +187,9 @@ def _join_copies(blocks: list[str], digests: list[str]) -> list[str]:
             block = parent[block]
         return block
 
-    first: dict[str, str] = {}
-    for block, digest in zip(blocks, digests, strict=True):
-        known = root(first.setdefault(digest, block))
+    first: dict[Hashable, str] = {}
+    for block, look in zip(blocks, looks, strict=True):
+        known = root(first.setdefault(look, block))
         parent[root(block)] = known
     return [root(block) for block in blocks]
 

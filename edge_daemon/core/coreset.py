@@ -41,6 +41,15 @@ class CoresetError(EdgeError):
     """The embeddings or the number of rows asked for make no coreset."""
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """rows: (taken,) int64 in the order in which the greedy took them; radius: distance of the last one to those
+    before it, which no row left out exceeds; infinite when only the first was taken."""
+
+    rows: Int64
+    radius: float
+
+
 def k_centre_greedy(
     embeddings: Float32,
     count: int,
@@ -50,34 +59,65 @@ def k_centre_greedy(
     initial_distance: Float32 | None = None,
     progress: Progress | None = None,
 ) -> Int64:
-    """Rows of a coreset in the order in which the greedy takes them.
+    """Rows of a coreset in the order in which the greedy takes them: `select` from nothing.
+
+    Returns (count,) int64, all different. Raises CoresetError.
+    """
+    return select(embeddings, count, seed=seed, start=start, initial_distance=initial_distance, progress=progress).rows
+
+
+def select(
+    embeddings: Float32,
+    count: int,
+    *,
+    seed: int = 0,
+    start: int | None = None,
+    initial_distance: Float32 | None = None,
+    centres: Float32 | None = None,
+    stop_radius: float = -math.inf,
+    resume: Int64 | None = None,
+    progress: Progress | None = None,
+    checkpoint: Callable[[Int64], None] | None = None,
+    pause: Callable[[], None] | None = None,
+) -> Selection:
+    """A coreset, with all that an interrupted or an extended one needs.
 
     embeddings:       (n, d) float32, finite; may be memory-mapped, is never copied whole
     count:            rows to take, 1 to n
     seed, start:      the first row taken: `start`, or a random one
     initial_distance: (n,) float32 distances (not squared) to begin with instead of a first row: profile
                       `paper`, see `paper_start`
+    centres:          (m, d) float32 rows of an older coreset, which are the first centres instead
+    stop_radius:      take no row that is this near to those taken, or nearer: fewer than `count` may come back
+    resume:           the first rows of an interrupted selection with otherwise equal arguments
     progress:         called now and then with the number of rows taken so far
-    Returns (count,) int64, all different. Raises CoresetError.
+    checkpoint:       called now and then with the rows taken so far, good for `resume`
+    pause:            called between blocks of work; where `embeddings` is a mapped file its pages may be given back
+    Raises CoresetError.
     """
     _check(embeddings, count)
-    if initial_distance is None and start is None:
+    if initial_distance is None and start is None and centres is None:
         start = int(np.random.default_rng(seed).integers(len(embeddings)))
     if start is not None and not 0 <= start < len(embeddings):
         raise CoresetError(f"row {start} cannot be the first of {len(embeddings)} rows")
-    greedy = _Greedy(embeddings, count)
-    if initial_distance is None:
-        assert start is not None
-        greedy.begin_with_row(start)
-    else:
+    greedy = _Greedy(embeddings, count, 0 if centres is None else len(centres), stop_radius, pause or (lambda: None))
+    if initial_distance is not None:
         greedy.begin_with_distances(initial_distance)
-    while greedy.taken < count:
+    if centres is not None:
+        greedy.begin_with_centres(centres)
+    if resume is not None and len(resume):
+        greedy.begin_with_picks(resume)
+    elif start is not None:
+        greedy.begin_with_row(start)
+    while not greedy.done:
         greedy.take_from_pool()
+        if checkpoint is not None:
+            checkpoint(greedy.picks)
         if progress is not None:
-            progress(greedy.taken)
-        if greedy.taken < count:
+            progress(len(greedy.picks))
+        if not greedy.done:
             greedy.settle()
-    return greedy.chosen
+    return Selection(greedy.picks, float(np.sqrt(greedy.last_squared)))
 
 
 def paper_start(embeddings: Float32, seed: int, rows: int = 10) -> Float32:
@@ -128,19 +168,21 @@ def _check(embeddings: Float32, count: int) -> None:
         raise CoresetError(f"{count} rows cannot be taken from {len(embeddings)}; choose 1 to {len(embeddings)}")
 
 
-def _squared_distances(rows: Float32, point: Float32) -> Float32:
+def _squared_distances(rows: Float32, point: Float32, pause: Callable[[], None] = lambda: None) -> Float32:
     """(n, d) and (d,) -> (n,) float32 by direct difference, in blocks. The one arithmetic of this module."""
     result = np.empty(len(rows), np.float32)
     for begin in range(0, len(rows), BLOCK_ROWS):
+        pause()
         difference = rows[begin : begin + BLOCK_ROWS] - point
         np.einsum("ij,ij->i", difference, difference, out=result[begin : begin + BLOCK_ROWS])
     return result
 
 
-def _squared_norms(rows: Float32) -> Float32:
+def _squared_norms(rows: Float32, pause: Callable[[], None] = lambda: None) -> Float32:
     """(n, d) -> (n,) float32. Raises CoresetError where a row is not finite or too large to be squared."""
     result = np.empty(len(rows), np.float32)
     for begin in range(0, len(rows), BLOCK_ROWS):
+        pause()
         block = rows[begin : begin + BLOCK_ROWS]
         with np.errstate(over="ignore"):
             np.einsum("ij,ij->i", block, block, out=result[begin : begin + BLOCK_ROWS])
@@ -170,13 +212,24 @@ class _Pool:
 
 
 class _Greedy:
-    """State between two pools: `squared` holds exact minima for all rows after `settle`."""
+    """State between two pools: `squared` holds exact minima for all rows after `settle`.
 
-    def __init__(self, embeddings: Float32, count: int) -> None:
+    Centres that come from outside stand first in `centres` and have no row in `chosen`.
+    """
+
+    def __init__(
+        self, embeddings: Float32, count: int, outside: int, stop_radius: float, pause: Callable[[], None]
+    ) -> None:
         self.embeddings = embeddings
-        self.norms = _squared_norms(embeddings)
-        self.chosen: Int64 = np.empty(count, np.int64)
+        self.norms = _squared_norms(embeddings, pause)
+        self.chosen: Int64 = np.full(outside + count, _UNASSIGNED, np.int64)
         self.taken = 0
+        self.outside = outside
+        self.last_squared = np.float32(np.inf)
+        self._stop_squared = stop_radius * stop_radius if stop_radius >= 0 else -1.0
+        self._stopped = False
+        self._pause = pause
+        count += outside
         self.squared: Float32 = np.full(len(embeddings), np.inf, np.float32)
         self.nearest: NDArray[np.int32] = np.full(len(embeddings), _UNASSIGNED, np.int32)  # ordinal in `chosen`
         self.centres: Float32 = np.empty((count, embeddings.shape[1]), np.float32)
@@ -186,9 +239,49 @@ class _Greedy:
         # |fl(‖x‖² + ‖c‖² − 2x·c) − ‖x−c‖²| <= this · (‖x‖² + ‖c‖²): dot product of d terms plus four roundings.
         self._relative_error = np.float32(2 * (embeddings.shape[1] + 8) * _UNIT_ROUNDOFF)
 
+    @property
+    def picks(self) -> Int64:
+        """The rows taken so far."""
+        return self.chosen[self.outside : self.taken]
+
+    @property
+    def done(self) -> bool:
+        return self._stopped or self.taken == len(self.chosen)
+
+    def begin_with_centres(self, centres: Float32) -> None:
+        if centres.shape[1:] != self.embeddings.shape[1:] or centres.dtype != np.float32:
+            raise CoresetError(f"centres of {centres.shape} {centres.dtype} do not go with {self.embeddings.shape}")
+        self.centres[: len(centres)] = centres
+        self.centre_norms[: len(centres)] = _squared_norms(centres)
+        self._settle_to(len(centres))
+
+    def begin_with_picks(self, rows: Int64) -> None:
+        """As if these had just been taken one by one: distances to them are exact, whatever the order."""
+        free = len(self.chosen) - self.taken
+        if rows.ndim != 1 or len(rows) > free or len(np.unique(rows)) != len(rows):
+            raise CoresetError(f"{len(rows)} rows are no beginning of a selection of {free}")
+        if rows.min() < 0 or rows.max() >= len(self.embeddings):
+            raise CoresetError(f"the rows to resume from are not all among {len(self.embeddings)}")
+        ordinals = slice(self.taken, self.taken + len(rows))
+        self.chosen[ordinals] = rows
+        self.centres[ordinals] = self.embeddings[rows]
+        self.centre_norms[ordinals] = self.norms[rows]
+        before = self.centres[: ordinals.stop - 1]
+        if len(before):
+            self.last_squared = _squared_distances(before, self.centres[ordinals.stop - 1]).min()
+        self.squared[rows] = _CHOSEN
+        self.nearest[rows] = 0
+        self._settle_to(ordinals.stop)
+
+    def _settle_to(self, taken: int) -> None:
+        """Settle many centres at once, some thousand at a time, so that later ones are pruned by earlier ones."""
+        while self.taken < taken:
+            self.taken = min(taken, self.taken + BLOCK_ROWS)
+            self.settle()
+
     def begin_with_row(self, row: int) -> None:
         self._take(row)
-        self.squared = _squared_distances(self.embeddings, self.centres[0])
+        self.squared = _squared_distances(self.embeddings, self.centres[0], self._pause)
         self.squared[row] = _CHOSEN
         self.nearest[:] = 0
         self._settled = 1
@@ -200,14 +293,18 @@ class _Greedy:
 
     def take_from_pool(self) -> None:
         """Go on among the farthest rows until one of the others might be farther, or all is done."""
-        if self.taken == len(self.chosen):
+        if self.done:
             return
         pool = self._open_pool()
-        while self.taken < len(self.chosen):
+        while not self.done:
             best = int(pool.squared.argmax())
             value, row = pool.squared[best], int(pool.rows[best])
             if value < pool.rest_maximum or (value == pool.rest_maximum and row > pool.rest_first_row):
                 break
+            if value <= self._stop_squared:
+                self._stopped = True
+                break
+            self.last_squared = value
             ordinal = self._take(row)
             pool.squared[best] = _CHOSEN
             self._shorten(pool, ordinal)
@@ -227,6 +324,7 @@ class _Greedy:
         unassigned = order[bounds[0] : bounds[1]]
         self._settle_rows(unassigned, np.arange(self._settled, self.taken))
         for group in range(GROUPS):
+            self._pause()
             rows = order[bounds[group + 1] : bounds[group + 2]]
             if len(rows):
                 self._settle_rows(*self._pruned(rows, np.flatnonzero(groups[:-1] == group)))

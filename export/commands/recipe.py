@@ -72,6 +72,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="SHARE",
         help="share of the patches kept in the bank (default 0.1)",
     )
+    model.add_argument(
+        "--reduce",
+        type=int,
+        metavar="DIMS",
+        help="dimensions of the embeddings after a PCA, fitted on the bank's pictures: a quicker search (default: all)",
+    )
     view = parser.add_argument_group("view")
     view.add_argument(
         "--roi", type=region, metavar="X,Y,W,H", help="only this rectangle of the picture is judged, in pixels"
@@ -105,6 +111,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="for a few pictures: threshold by leave-one-out, marked in every result",
     )
     run_group = parser.add_argument_group("run")
+    limits.add_argument(
+        "--drop-suspects",
+        action="store_true",
+        help="leave pictures that do not look like the others out of the bank; never out of those kept apart",
+    )
     run_group.add_argument("--label", metavar="TEXT", help="version of the recipe (default: date and time)")
     run_group.add_argument(
         "--skip-unreadable", action="store_true", help="leave out pictures that cannot be read, and name them"
@@ -171,6 +182,8 @@ def run(arguments: argparse.Namespace) -> int:
         coreset_ratio=arguments.coreset_ratio,
         false_reject_rate=arguments.false_reject_rate,
         undecided_rate=arguments.undecided_rate,
+        drop_suspects=arguments.drop_suspects,
+        reduce=arguments.reduce,
         held_out=arguments.held_out,
         block=arguments.block,
         region=arguments.roi,

@@ -29,12 +29,15 @@ FRAME = (96, 80)
 
 
 def part(number):
-    """A washer on a grey belt, a little elsewhere and a little differently lit each time."""
+    """A washer on a grey belt, a little elsewhere and a little differently lit and turned each time."""
     rng = np.random.default_rng(number)
     pixels = np.full((FRAME[1], FRAME[0], 3), 90, np.uint8)
     centre = (48 + int(rng.integers(-2, 3)), 40 + int(rng.integers(-2, 3)))
     cv2.circle(pixels, centre, 26, (190, 185, 170), -1)
     cv2.circle(pixels, centre, 10, (60, 60, 65), -1)
+    angle = rng.uniform(0, 2 * np.pi)
+    hole = (centre[0] + round(18 * np.cos(angle)), centre[1] + round(18 * np.sin(angle)))
+    cv2.circle(pixels, hole, 4, (60, 60, 65), -1)
     return np.clip(pixels * rng.uniform(0.95, 1.05) + rng.normal(0, 3, pixels.shape), 0, 255).astype(np.uint8)
 
 

@@ -15,15 +15,17 @@ from edge_daemon.core.coreset import (
     k_centre_greedy,
     paper_start,
     project,
+    select,
     sparse_random_projection,
 )
 
 
-def plain(embeddings, count, start=None, initial=None):
+def plain(embeddings, count, start=None, initial=None, squared=None):
     """The definition: farthest row from all taken so far, ties to the lowest, in float64."""
     rows = embeddings.astype(np.float64)
     chosen = [] if start is None else [start]
-    squared = np.full(len(rows), np.inf) if initial is None else initial.astype(np.float64) ** 2
+    if squared is None:
+        squared = np.full(len(rows), np.inf) if initial is None else initial.astype(np.float64) ** 2
     while True:
         if chosen:
             squared = np.minimum(squared, ((rows - rows[chosen[-1]]) ** 2).sum(1))
@@ -203,3 +205,61 @@ def test_projected_distances_are_those_of_the_rows_at_the_mean():
     before = ((data[:100] - data[100:]) ** 2).sum(1)
     after = ((projected[:100] - projected[100:]) ** 2).sum(1)
     assert (after / before).mean() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("paper", [False, True])
+@pytest.mark.parametrize("at", [1, 7, 150, 299])
+@pytest.mark.usefixtures("small_pools")
+def test_a_resumed_selection_takes_the_rows_that_an_uninterrupted_one_takes(at, paper):
+    data = clustered(2000, 12, seed=5)
+    begin = {"initial_distance": paper_start(data, 1)} if paper else {"start": 3}
+    whole = select(data, 300, **begin)
+    resumed = select(data, 300, **begin, resume=whole.rows[:at])
+    assert np.array_equal(resumed.rows, whole.rows)
+    assert resumed.radius == whole.radius
+
+
+@pytest.mark.usefixtures("small_pools")
+def test_every_checkpoint_is_good_for_resuming():
+    data, kept = clustered(500, 6), []
+    whole = select(data, 100, start=0, checkpoint=lambda rows: kept.append(rows.copy()))
+    assert len(kept) > 2
+    for rows in kept:
+        assert np.array_equal(select(data, 100, start=0, resume=rows).rows, whole.rows)
+
+
+@given(data=integers, share=st.floats(0, 1), old=st.integers(1, 119))
+def test_an_extended_bank_takes_the_farthest_rows_from_the_old_centres(data, share, old):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coreset, "POOL_ROWS", 16)
+        patch.setattr(coreset, "BLOCK_ROWS", 32)
+        patch.setattr(coreset, "GROUPS", 4)
+        centres = np.roll(data, 1, axis=0)[: min(old, len(data))].copy()
+        count = 1 + int(share * (len(data) - 1))
+        squared = ((data[:, None].astype(float) - centres) ** 2).sum(2).min(1)
+        expected = plain(data, count, squared=squared)
+        assert select(data, count, centres=centres).rows.tolist() == expected.tolist()
+
+
+@pytest.mark.usefixtures("small_pools")
+def test_rows_nearer_than_the_stop_radius_are_not_taken():
+    data = clustered(1000, 6)
+    whole = select(data, 200, start=0)
+    again = select(data, 200, centres=np.ascontiguousarray(data[whole.rows]), stop_radius=whole.radius)
+    assert len(again.rows) == 0
+    shifted = data + np.float32(100)
+    added = select(shifted, 1000, centres=np.ascontiguousarray(data[whole.rows]), stop_radius=whole.radius)
+    assert 0 < len(added.rows) < 1000
+    left = np.sqrt(((shifted[:, None] - shifted[added.rows]) ** 2).sum(2).min(1))
+    assert left.max() <= whole.radius * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("rows", [[0, 0], [-1], [100], [[1]], list(range(11))])
+def test_rows_that_are_no_beginning_are_refused(rows):
+    with pytest.raises(CoresetError):
+        select(clustered(100, 4), 10, start=0, resume=np.array(rows))
+
+
+def test_centres_of_another_dimension_are_refused():
+    with pytest.raises(CoresetError, match="do not go with"):
+        select(clustered(100, 4), 10, centres=np.ones((3, 5), np.float32))

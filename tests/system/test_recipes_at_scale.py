@@ -1,0 +1,141 @@
+"""Recipes of folders that are not clean, too large for one sitting, or to be reduced."""
+
+import json
+import os
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from test_build_recipe import FRAME, command, load, part, put, quiet, request
+
+from edge_daemon.artefact.pictures import encode_png
+from edge_daemon.artefact.recipe import BANK, read_files
+from edge_daemon.detectors.base import judge_picture
+from export.bank import BankPlan, make_bank
+from export.build import build_recipe, checkpoint_path
+from export.errors import ExportError
+from export.golden import damage
+
+
+def chipped(number):
+    """A washer with the same kind of damage at another place each time."""
+    pixels = part(number)
+    rng = np.random.default_rng(number)
+    x, y = int(rng.integers(24, 60)), int(rng.integers(16, 50))
+    pixels[y : y + 12, x : x + 12] = (30, 200, 40)
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def dirty(tmp_path_factory):
+    """60 parts, every tenth of them chipped."""
+    folder = put(tmp_path_factory.mktemp("dirty") / "good", range(60))
+    for number in range(5, 60, 10):
+        (folder / f"part{number:03d}.png").write_bytes(encode_png(chipped(number)))
+    return folder
+
+
+def suspects(built):
+    return built.manifest["provenance"]["pictures"]["suspects"]
+
+
+def test_defects_among_the_good_parts_are_named_before_the_bank_is_built(dirty, tmp_path):
+    built = build_recipe(request(dirty, tmp_path / "r", coreset_ratio=0.05), quiet)
+    named = {suspect["name"] for suspect in suspects(built)}
+    assert named >= {f"part{number:03d}.png" for number in range(5, 60, 10)}
+    assert len(named) <= 8
+    held = {entry["name"] for entry in built.manifest["calibration"]["held_out"]}
+    assert {s["name"] for s in suspects(built) if s["kept_apart"]} == named & held
+    assert any(note.startswith("SUSPECT, in the bank") for note in built.notes)
+    assert any("would void the false-reject rate" in note for note in built.notes)
+
+
+def test_dropped_suspects_leave_the_bank_and_never_the_calibration(dirty, tmp_path):
+    kept = build_recipe(request(dirty, tmp_path / "kept", coreset_ratio=0.05), quiet)
+    dropped = build_recipe(request(dirty, tmp_path / "dropped", coreset_ratio=0.05, drop_suspects=True), quiet)
+    in_bank = sum(not suspect["kept_apart"] for suspect in suspects(kept))
+    assert dropped.bank_pictures == kept.bank_pictures - in_bank
+    names = [[e["name"] for e in b.manifest["calibration"]["held_out"]] for b in (kept, dropped)]
+    assert names[0] == names[1]
+    assert suspects(kept) == suspects(dropped)
+    fresh = chipped(977)
+    scores = [judge_picture(load(b.path).detector, fresh).score for b in (kept, dropped)]
+    assert scores[1] >= scores[0]
+
+
+def test_a_clean_folder_has_few_suspects(tmp_path):
+    folder = put(tmp_path / "good", range(60))
+    assert len(suspects(build_recipe(request(folder, tmp_path / "r", coreset_ratio=0.05), quiet))) <= 2
+
+
+def test_the_same_part_taken_twice_stays_on_one_side_and_counts_once(tmp_path):
+    folder = put(tmp_path / "good", range(24))
+    for number in range(24):
+        again = part(number) + np.random.default_rng(number).normal(0, 1, (FRAME[1], FRAME[0], 3)) + 2
+        (folder / f"again{number:03d}.png").write_bytes(encode_png(np.clip(again, 0, 255).astype(np.uint8)))
+    built = build_recipe(request(folder, tmp_path / "r", coreset_ratio=0.05), quiet)
+    evidence = built.manifest["calibration"]
+    names = {entry["name"] for entry in evidence["held_out"]}
+    assert evidence["n"] == len(names) // 2
+    assert {name.replace("again", "part") for name in names} == {n for n in names if n.startswith("part")}
+    assert built.manifest["provenance"]["pictures"]["near_copies"] == 24
+    assert any("in noise only" in note for note in built.notes)
+
+
+def test_reduced_embeddings_judge_in_the_dimensions_of_the_bank(dirty, tmp_path, capsys):
+    out = tmp_path / "small.recipe"
+    assert command(dirty, out, "--reduce", "24", "--coreset-ratio", "0.05", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["dim"] == 24
+    ready = load(out)
+    recipe = ready.recipe
+    assert recipe.manifest.required_features == ("patchcore/1", "pca/1")
+    assert recipe.projection is not None
+    assert recipe.projection.shape == (recipe.manifest.backbone.dim, 24)
+    np.testing.assert_allclose(recipe.projection.T @ recipe.projection, np.eye(24), atol=1e-5)
+    account = recipe.manifest.provenance["coreset"]["reduction"]
+    assert 0.5 < account["variance"] <= 1
+    spoiled = judge_picture(ready.detector, damage(part(300), ready.detector.settings, 0.4, 1))
+    assert spoiled.score > ready.detector.thresholds.upper
+
+
+@pytest.mark.parametrize(("dims", "message"), [(0, "1 or more"), (100_000, "dimensions only")])
+def test_dimensions_that_cannot_be_had_are_refused(dirty, tmp_path, dims, message):
+    with pytest.raises(ExportError, match=message):
+        build_recipe(request(dirty, tmp_path / "r", reduce=dims), quiet)
+
+
+@contextmanager
+def interrupted_in_the_coreset(what, _total):
+    done = 0
+
+    def advance(step):
+        nonlocal done
+        done += step
+        if what == "coreset" and done:
+            raise KeyboardInterrupt
+
+    yield advance
+
+
+def test_an_interrupted_coreset_goes_on_and_ends_as_if_nothing_had_happened(dirty, tmp_path, monkeypatch):
+    monkeypatch.setattr("edge_daemon.core.coreset.POOL_ROWS", 64)
+    asked = request(dirty, tmp_path / "r.recipe", coreset_ratio=0.2)
+    whole = build_recipe(request(dirty, tmp_path / "whole.recipe", coreset_ratio=0.2), quiet)
+    with pytest.raises(KeyboardInterrupt):
+        build_recipe(asked, interrupted_in_the_coreset)
+    assert sorted(os.listdir(tmp_path)) == [".r.recipe.coreset", "whole.recipe"]
+    built = build_recipe(asked, quiet)
+    assert any("taken up again at" in note for note in built.notes)
+    assert read_files(built.path)[BANK] == read_files(whole.path)[BANK]
+    assert sorted(os.listdir(tmp_path)) == ["r.recipe", "whole.recipe"]
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{}", b"[1, 2", b'{"identity": "other", "rows": [1]}', b'{"rows": 1e999}'])
+def test_a_checkpoint_of_something_else_is_not_used(tmp_path, damaged):
+    embeddings = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
+    plan = BankPlan(0.1, 9, paper=False, seed=0)
+    path = checkpoint_path(tmp_path / "r.recipe")
+    path.write_bytes(damaged)
+    bank = make_bank(embeddings, plan, quiet, path)
+    assert bank.continued_at == 0
+    assert np.array_equal(bank.rows, make_bank(embeddings, plan, None).rows)
