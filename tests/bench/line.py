@@ -1,8 +1,8 @@
 """How much of the bare model and search the whole daemon keeps: one JSON object on standard output.
 
 The daemon replays preloaded pictures as fast as it can, journal and publishing included; in turn, in the
-same run, the bare `session.run` and the search alone are timed on the same pictures. Ratios of medians
-over several rounds: the machine's own speed and its load cancel out.
+same run, before and after, the bare `session.run` and a flat search are timed on the same pictures.
+Medians of each round's ratio: the machine's own speed and its load cancel out.
 
     .venv/bin/python -m tests.bench.line --recipe bottle.recipe --images DIR
 """
@@ -65,20 +65,22 @@ def measure(recipe: Path, images: Path, rounds: int, seconds: float) -> dict[str
     config = CONFIG.format(images=images.absolute(), recipe=recipe.absolute())
     found: dict[str, list[float]] = {"daemon_ms": [], "session_run_ms": [], "search_ms": []}
     for _ in range(rounds):
-        run_ms, search_ms = bare(detector.extractor, index, pictures, seconds)
-        found["session_run_ms"].append(run_ms)
-        found["search_ms"].append(search_ms)
+        before = bare(detector.extractor, index, pictures, seconds / 2)
         with tempfile.TemporaryDirectory() as folder:
             found["daemon_ms"].append(sustained(Path(folder), config, seconds))
+        after = bare(detector.extractor, index, pictures, seconds / 2)
+        found["session_run_ms"].append((before[0] + after[0]) / 2)
+        found["search_ms"].append((before[1] + after[1]) / 2)
     daemon, run, search = (statistics.median(found[k]) for k in ("daemon_ms", "session_run_ms", "search_ms"))
+    each = list(zip(found["session_run_ms"], found["search_ms"], found["daemon_ms"], strict=True))
     return {
         "rows": len(bank),
         "dim": bank.shape[1],
         "daemon_fps": 1e3 / daemon,
         "session_run_fps": 1e3 / run,
         "search_ms": search,
-        "ratio_to_session_run_plus_search": (run + search) / daemon,
-        "ratio_to_session_run": run / daemon,
+        "ratio_to_session_run_plus_search": statistics.median((r + s) / d for r, s, d in each),
+        "ratio_to_session_run": statistics.median(r / d for r, _, d in each),
         "rounds": found,
     }
 
