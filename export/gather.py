@@ -26,7 +26,7 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 IN_MEMORY_BYTES = 256 << 20  # larger arrays go to a file beside the recipe
 _SHOWN = 10
-_PAUSES_PER_RELEASE = 16  # blocks of at most 25 MB (4,096 rows of 1,536 dimensions)
+_PAUSES_PER_RELEASE = 4  # blocks of 25 MB at 1,536 dimensions; single rows make the system map 64 KB each
 
 
 @dataclass(frozen=True, slots=True)

@@ -398,6 +398,7 @@ class _Greedy:
         # As many rows at a time as keep the product at four megabytes, and the rows themselves a block.
         step = min(BLOCK_ROWS, max(64, (1 << 20) // max(1, len(ordinals))))
         for begin in range(0, len(rows) if len(ordinals) else 0, step):
+            self._pause()
             self._settle_block(rows[begin : begin + step], ordinals)
 
     def _settle_block(self, rows: Int64, ordinals: Int64) -> None:
