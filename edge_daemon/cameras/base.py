@@ -1,5 +1,6 @@
 """The contract of all cameras."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from edge_daemon.core.frame import Frame
@@ -62,4 +63,15 @@ class Camera(Protocol):
         was not yet fetched, nothing comes any more. Raises CameraError when the camera is gone, FrameLost
         when only this frame is, EndOfFrames after the last picture of a finite replay.
         """
+        ...
+
+    def counters(self) -> Mapping[str, int]:
+        """What camera and stream have counted since this object was made, reconnects included, by name in
+        snake_case: `completed`, `failed`, `underruns`, `missing_packets`, `resent_packets`, ... Empty where nothing
+        is counted. Never raises, also while closed."""
+        ...
+
+    def settings(self) -> Mapping[str, str | int | float | bool]:
+        """What shapes the picture, as read back from the open camera (`exposure_us`, `gain_db`, `pixel_format`,
+        `region`, ...); their digest goes into every result. Empty while closed, and where nothing can be set."""
         ...

@@ -1,6 +1,7 @@
 """A camera that replays the pictures of a folder, in the order of their paths."""
 
 import os
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -72,6 +73,12 @@ class FolderCamera:
     def close(self) -> None:
         self._waiter.stop()
         self._is_open = False
+
+    def counters(self) -> Mapping[str, int]:
+        return {}
+
+    def settings(self) -> Mapping[str, str | int | float | bool]:
+        return {}
 
     def trigger(self) -> None:
         self._require_open()

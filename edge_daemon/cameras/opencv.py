@@ -11,7 +11,7 @@ that ran into its timeout returns an *old* frame as a good one. So a slow read i
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,6 +107,12 @@ class OpenCVCamera:
             self._live_frames = source.close()
         elif source is not None:
             source.close()
+
+    def counters(self) -> Mapping[str, int]:
+        return {}
+
+    def settings(self) -> Mapping[str, str | int | float | bool]:
+        return {}
 
     def trigger(self) -> None:
         source = self._require_open()

@@ -1,6 +1,6 @@
 """A camera that looks at simulated parts and fails by script: the production interface, no hardware."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,12 @@ class SimulatedCamera:
     def close(self) -> None:
         self._waiter.stop()
         self._is_open = False
+
+    def counters(self) -> Mapping[str, int]:
+        return {}
+
+    def settings(self) -> Mapping[str, str | int | float | bool]:
+        return {}
 
     def trigger(self) -> None:
         self._require_open()

@@ -1,9 +1,14 @@
 """A frame: pixels with their identity."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+ClockQuality = Literal["ptp", "camera", "host"]
+"""What `Frame.exposed_ns` rests on: a camera clock locked by PTP, the camera's free-running tick related to this PC's
+clock, or nothing but the arrival here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,15 +16,26 @@ class Frame:
     """One exposure of one camera. The pixels are read-only from the moment they arrive.
 
     camera:     name of the camera in the configuration
-    frame_id:   the camera's own counter
+    frame_id:   rises with every exposure, reconnects included; a lost one leaves a gap where it is known of
     pixels:     (H, W) or (H, W, 3) uint8, grey or RGB
     arrived_ns: monotonic clock of this PC when the frame was complete
+    device_frame_id: the number that the device gave it, as it counts (it may wrap or begin anew); None without one
+    device_ns:  the device's own time of exposure, in its own epoch; None without a clock
+    exposed_ns: monotonic clock of this PC at the start of exposure, as well as it is known; None when nothing is
+                known but the arrival
+    exposed_uncertainty_ns: how far off `exposed_ns` may be, either way
+    clock_quality: what `exposed_ns` rests on
     """
 
     camera: str
     frame_id: int
     pixels: NDArray[np.uint8]
     arrived_ns: int
+    device_frame_id: int | None = None
+    device_ns: int | None = None
+    exposed_ns: int | None = None
+    exposed_uncertainty_ns: int = 0
+    clock_quality: ClockQuality = "host"
 
     def __post_init__(self) -> None:
         self.pixels.flags.writeable = False
