@@ -16,7 +16,8 @@ class FrameLost(CameraError):
 
 
 class Camera(Protocol):
-    """A source of frames. Constructors start nothing; all calls come from one thread.
+    """A source of frames. Constructors start nothing; all calls come from one thread, but for `close`, which may
+    also come from another one, to end a call that hangs.
 
     open -> (trigger ->) grab ... -> close. `open` may be called twice, `close` too, which never raises.
     `open` after `close` reconnects: frame ids go on rising, a replay goes on with its next picture, and a
@@ -63,6 +64,13 @@ class Camera(Protocol):
         was not yet fetched, nothing comes any more. Raises CameraError when the camera is gone, FrameLost
         when only this frame is, EndOfFrames after the last picture of a finite replay.
         """
+        ...
+
+    def check(self, timeout_ns: int) -> None:
+        """Ask the open camera for a sign of life (a register read, a look at when the stream last moved), within
+        the timeout; raises CameraError when there is none. Asked between frames: of an idle camera every half
+        second, and when a trigger brought no frame. Cheap, and never a reason for an exposure. What it calls may
+        hang for longer than the timeout all the same: whoever must not wait isolates the camera (`isolated`)."""
         ...
 
     def counters(self) -> Mapping[str, int]:

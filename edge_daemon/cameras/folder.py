@@ -74,6 +74,10 @@ class FolderCamera:
         self._waiter.stop()
         self._is_open = False
 
+    def check(self, timeout_ns: int) -> None:  # noqa: ARG002  # answers at once
+        self._require_open()
+        self._require_folder()
+
     def counters(self) -> Mapping[str, int]:
         return {}
 

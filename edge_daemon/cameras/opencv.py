@@ -108,6 +108,11 @@ class OpenCVCamera:
         elif source is not None:
             source.close()
 
+    def check(self, timeout_ns: int) -> None:  # noqa: ARG002  # answers at once
+        source = self._require_open()
+        if isinstance(source, _LiveReader):
+            source.check()
+
     def counters(self) -> Mapping[str, int]:
         return {}
 
@@ -207,6 +212,11 @@ class _LiveReader:
             self._raise_failure()
             self._expected = self._arrived + self._config.frames_in_flight + 1
             self._answer = None
+
+    def check(self) -> None:
+        """Raises CameraError when the source has failed, or one read takes too long."""
+        with self._changed:
+            self._raise_failure()
 
     def take(self, timeout_ns: int, triggered: bool) -> tuple[int, Any, int] | None:
         """(number, picture as OpenCV gives it, arrival), each at most once; None after the timeout."""

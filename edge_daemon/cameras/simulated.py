@@ -65,6 +65,9 @@ class SimulatedCamera:
         self._waiter.stop()
         self._is_open = False
 
+    def check(self, timeout_ns: int) -> None:  # noqa: ARG002  # answers at once
+        self._require_open()
+
     def counters(self) -> Mapping[str, int]:
         return {}
 

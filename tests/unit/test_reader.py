@@ -48,6 +48,9 @@ class ScriptedCamera:
             raise answer
         self.buffer.extend(answer)
 
+    def check(self, timeout_ns: int) -> None:
+        pass
+
     def grab(self, timeout_ns: int) -> Frame | None:
         if self.buffer:
             return self.buffer.popleft()
