@@ -4,6 +4,7 @@ A resize that differs between export and daemon flips verdicts (a known fault of
 exists here and nowhere else, and in front of the graph, where every provider sees the same bytes.
 """
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal
@@ -17,8 +18,9 @@ from edge_daemon.errors import PictureError
 
 ResizeMethod = Literal["antialias", "area"]
 
-# Output pixels handled per matrix product (measured at 512 -> 256 and 900 -> 256: 8 and 16 are the fastest).
-_BLOCK = 16
+# Output pixels handled per matrix product, by how much smaller the result is. Narrow blocks save products with
+# zero, wide ones calls: at 1920 -> 256 blocks of 4 take 4.3 ms and of 8 take 8.9, at 300 -> 256 of 16 half of 8's.
+_BLOCKS = ((2, 16), (4, 8), (math.inf, 4))
 # OpenBLAS computes products of at most this many multiply-adds in the calling thread (interface/gemm.c:
 # SMP_THRESHOLD_MIN times GEMM_MULTITHREAD_THRESHOLD). Larger ones wait for a second thread, which on a
 # busy PC may not run for milliseconds: 5 to 200 ms were seen where one thread takes 2.
@@ -60,9 +62,10 @@ def _fixed_point(taps: NDArray[np.float64]) -> NDArray[np.float64]:
 def _bands(size_in: int, size_out: int, gain: float) -> tuple[tuple[slice, slice, NDArray[np.float32]], ...]:
     """The taps times `gain` as dense blocks: (output positions, input positions, weights)."""
     taps = _fixed_point(triangle_taps(size_in, size_out)) * gain
+    block = next(pixels for scale, pixels in _BLOCKS if size_in < scale * size_out)
     blocks = []
-    for start in range(0, size_out, _BLOCK):
-        out = slice(start, min(start + _BLOCK, size_out))
+    for start in range(0, size_out, block):
+        out = slice(start, min(start + block, size_out))
         used = np.flatnonzero(taps[out].any(axis=0))
         band = slice(int(used[0]), int(used[-1]) + 1)
         weights = np.ascontiguousarray(taps[out, band], dtype=np.float32)
@@ -77,26 +80,48 @@ def _parts(length: int, macs_each: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, length, step))
 
 
-def _antialias(planes: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """Separable triangle filter, (C, H, W) -> (C, height, width), in exact fixed-point arithmetic.
+def _antialias(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """Separable triangle filter, (H, W, C) -> (height, width, C), in exact fixed-point arithmetic.
 
     Every sum is an integer below 2^24 in some unit, so float32 adds it exactly in whatever order BLAS
     likes: the bytes do not depend on the machine. At most one grey level from the unrounded formula.
     """
-    channels, h, w = planes.shape
-    pixels = planes.astype(np.float32)
-    rows = np.empty((channels, height, w), np.float32)
+    h, w, channels = pixels.shape
+    lines = pixels.reshape(h, w * channels)
+    rows = np.empty((height, w * channels), np.float32)
     for out, band, weights in _bands(h, height, _ROW_UNITS):
-        for part in _parts(w, weights.size):
-            np.matmul(weights, pixels[:, band, part], out=rows[:, out, part])
+        strip = lines[band].astype(np.float32)  # a whole frame of floats would leave the cache
+        for part in _parts(w * channels, weights.size):
+            np.matmul(weights, strip[:, part], out=rows[out, part])
     np.rint(rows, out=rows)
-    flat = rows.reshape(channels * height, w)
+    planes = np.empty((channels, height, w), np.float32)
+    cv2.split(rows.reshape(height, w, channels), [*planes])
+    flat = planes.reshape(channels * height, w)
     result = np.empty((channels * height, width), np.float32)
     for out, band, weights in _bands(w, width, 1 / _ROW_UNITS):
         for part in _parts(len(flat), weights.size):
             np.matmul(flat[part, band], weights.T, out=result[part, out])
     np.rint(result, out=result)
-    return result.astype(np.uint8).reshape(channels, height, width)
+    small = result.astype(np.uint8).reshape(channels, height, width)
+    return np.asarray(cv2.merge([*small]), np.uint8).reshape(height, width, channels)
+
+
+def _halved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What `_antialias` gives for half the size, in a third of the time: (2h, 2w, C) -> (h, w, C), h, w >= 2.
+
+    Away from the border the taps are 1, 3, 3, 1 eighths: sums of pairs of 1, 2, 1 fourths. Nothing is rounded
+    before the end: the first pass gives 64ths of a grey level (at most 64 * 255 < 2^15), the average of four of
+    them is a sum of whole 64ths again because each is a multiple of four, and the last step rounds half to even,
+    as `np.rint`. At the border the taps are others: those two rows and columns are done as in any picture.
+    """
+    h, w, _ = pixels.shape
+    taps = np.array([2.0, 4.0, 2.0])
+    blurred = cv2.sepFilter2D(pixels, cv2.CV_16S, taps, taps)
+    sums = cv2.resize(blurred, (w // 2, h // 2), interpolation=cv2.INTER_AREA)
+    small = np.asarray(cv2.convertScaleAbs(sums, alpha=1 / 64), np.uint8).reshape(h // 2, w // 2, -1)
+    small[[0, -1]] = _antialias(np.concatenate([pixels[:4], pixels[-4:]]), w // 2, 4)[[0, -1]]
+    small[:, [0, -1]] = _antialias(np.concatenate([pixels[:, :4], pixels[:, -4:]], axis=1), 4, h // 2)[:, [0, -1]]
+    return small
 
 
 def resize(pixels: NDArray[np.uint8], width: int, height: int, method: ResizeMethod) -> NDArray[np.uint8]:
@@ -113,10 +138,10 @@ def resize(pixels: NDArray[np.uint8], width: int, height: int, method: ResizeMet
             cv2.resize(pixels, (width, height), interpolation=interpolation), np.uint8
         )
         return small
-    if pixels.ndim == 2:
-        return _antialias(pixels[None], width, height).reshape(height, width)
-    planes = _antialias(np.asarray(cv2.split(pixels), np.uint8), width, height)
-    return np.asarray(cv2.merge([*planes]), np.uint8)
+    coloured = pixels.reshape(pixels.shape[0], pixels.shape[1], -1)
+    if pixels.shape[:2] == (2 * height, 2 * width) and min(height, width) >= 4:
+        return _halved(coloured).reshape(height, width, *pixels.shape[2:])
+    return _antialias(coloured, width, height).reshape(height, width, *pixels.shape[2:])
 
 
 def to_model_input(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_daemon.core.geometry import Region
-from edge_daemon.core.resize import resize, to_model_input, triangle_taps
+from edge_daemon.core.resize import _antialias, resize, to_model_input, triangle_taps
 from edge_daemon.errors import PictureError
 
 
@@ -38,6 +38,34 @@ def test_bytes_do_not_depend_on_the_order_in_which_blas_adds() -> None:
     """Exact fixed-point sums: a digest taken on one machine holds on every other."""
     digest = hashlib.sha256(resize(picture(517, 911, seed=3), 256, 256, "antialias").tobytes()).hexdigest()
     assert digest == "97c57a3e3b4289b4bd3a12d1007266303172e394426a7adea283b14a7ed65e9f"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(4, 4), (5, 9), (64, 48), (256, 256)])
+def test_half_the_size_comes_out_as_from_the_general_way(size: tuple[int, int], channels: int) -> None:
+    height, width = size
+    draw = np.random.default_rng(height)
+    noise = draw.integers(0, 256, (2 * height, 2 * width, channels), dtype=np.uint8)
+    extremes = np.asarray(255 * draw.integers(0, 2, noise.shape), np.uint8)
+    for pixels in (noise, extremes, noise[:, ::-1], np.full_like(noise, 255)):
+        given = pixels if channels == 3 else pixels[:, :, 0]
+        expected = _antialias(np.ascontiguousarray(pixels), width, height).reshape(height, width, *given.shape[2:])
+        assert (resize(given, width, height, "antialias") == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "digest"),
+    [
+        ((512, 512), "e79bf3288ba0535c"),
+        ((900, 900), "0f09894fb0650fbd"),
+        ((1080, 1920), "38b3490dde18aad6"),
+        ((200, 300), "bfaf51e5bf08c616"),
+    ],
+)
+def test_bytes_are_those_that_recipes_were_made_with(shape: tuple[int, int], digest: str) -> None:
+    """Thresholds rest on them. Digests of the first version that was installed anywhere."""
+    found = hashlib.sha256(resize(picture(*shape, seed=5), 256, 192, "antialias").tobytes()).hexdigest()
+    assert found.startswith(digest)
 
 
 @pytest.mark.parametrize("value", [0, 1, 127, 254, 255])
