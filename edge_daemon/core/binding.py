@@ -84,10 +84,17 @@ class Exposed(Generic[FrameT]):
 
 @dataclass(frozen=True, slots=True)
 class Bound(Generic[FrameT]):
-    """The frame shows the part of this announcement."""
+    """The frame shows the part of this announcement, unless a second one turns up: judge it, publish nothing yet."""
 
     key: str
     frame: FrameT
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """No second frame can turn up any more: what was bound to this announcement may be published."""
+
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,7 @@ class Stray(Generic[FrameT]):
     frame: FrameT
 
 
-Decision = Bound[FrameT] | Unbound | Stray[FrameT]
+Decision = Bound[FrameT] | Confirmed | Unbound | Stray[FrameT]
 
 
 @dataclass(slots=True)
@@ -114,7 +121,7 @@ class _Announcement:
     ordinal: int
     at_ns: int
     ended: bool
-    bound: bool = False
+    bound: bool = False  # and not yet confirmed
 
 
 @dataclass(slots=True)
@@ -130,8 +137,12 @@ class _Waiting(Generic[FrameT]):
 class FrameBinder(Generic[FrameT]):
     """Announcements and frames of one camera, bound one to one. Pure: time is an argument, and must not go back.
 
-    Every announced key that was not refused gets a decision, `Bound` or `Unbound`. A bound one may be unbound later:
-    when a second frame turns up what was bound is in doubt too, and whoever has not published it yet must not.
+    Every announced key that was not refused gets either `Bound` and then `Confirmed`, or `Unbound`, perhaps after a
+    `Bound`: when a second frame turns up, what was bound before is in doubt too. Judging takes longer than that as a
+    rule, so waiting for the confirmation before publishing costs little.
+
+    `tick` believes that every frame which arrived before its `now_ns` has been handed in: whoever calls it fetches
+    frames first.
     """
 
     window: BindingWindow
@@ -186,7 +197,12 @@ class FrameBinder(Generic[FrameT]):
         while self._waiting and now_ns > self._waiting[0].last_ns - self.window.earliest_ns:
             decisions += self._decide(self._waiting.popleft().exposed)
         for announcement in self._announced:
-            if not announcement.ended and now_ns > announcement.at_ns + self.window.gives_up_ns:
+            if now_ns <= announcement.at_ns + self.window.gives_up_ns:
+                break  # as are all after it
+            if announcement.bound:
+                announcement.bound = False
+                decisions.append(Confirmed(announcement.key))
+            elif not announcement.ended:
                 announcement.ended = True
                 decisions.append(Unbound(announcement.key, BindFault.NO_FRAME))
         return decisions
@@ -207,7 +223,7 @@ class FrameBinder(Generic[FrameT]):
 
     def next_ns(self) -> int | None:
         """When `tick` has something to decide at the earliest; None for nothing in sight."""
-        times = [a.at_ns + self.window.gives_up_ns + 1 for a in self._announced if not a.ended]
+        times = [a.at_ns + self.window.gives_up_ns + 1 for a in self._announced if a.bound or not a.ended]
         times += [self._waiting[0].last_ns - self.window.earliest_ns + 1] if self._waiting else []
         return min(times, default=None)
 
@@ -266,19 +282,18 @@ class FrameBinder(Generic[FrameT]):
         return announcement.ordinal - ordinal == count - counted
 
     def _doubt(self, concerned: list[_Announcement], fault: BindFault) -> list[Decision[FrameT]]:
-        """Out of step: those concerned fail, and with them all that could only be told apart by the count."""
+        """Out of step: those concerned fail, and with them all that is not yet confirmed."""
         self._in_step, self._reference = False, None
         decisions: list[Decision[FrameT]] = []
         for announcement in self._announced:
             named = announcement in concerned
-            if not announcement.ended or (named and announcement.bound):
+            if announcement.bound or not announcement.ended:
                 decisions.append(Unbound(announcement.key, fault if named else BindFault.OUT_OF_STEP))
-            if named or not announcement.ended:
-                announcement.ended, announcement.bound = True, False
+            announcement.ended, announcement.bound = True, False
         return decisions
 
     def _open(self) -> list[_Announcement]:
-        return [announcement for announcement in self._announced if not announcement.ended]
+        return [announcement for announcement in self._announced if announcement.bound or not announcement.ended]
 
     def _silent(self, now_ns: int) -> bool:
         return not self._waiting and now_ns - self._last_event_ns > self.window.quiet_ns

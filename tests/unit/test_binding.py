@@ -1,13 +1,24 @@
 """Pulses on a wire: whatever is lost, doubled, late or misnumbered, no frame is ever bound to another part."""
 
 import heapq
+import itertools
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from edge_daemon.core.binding import BindFault, BindingWindow, Bound, Exposed, FrameBinder, Stray, Unbound
+from edge_daemon.core.binding import (
+    BindFault,
+    BindingWindow,
+    Bound,
+    Confirmed,
+    Decision,
+    Exposed,
+    FrameBinder,
+    Stray,
+    Unbound,
+)
 
 MS = 1_000_000
 WINDOW = BindingWindow(
@@ -39,7 +50,8 @@ class Plant:
     window: BindingWindow = WINDOW
     clock: bool = True
     uncertainty: int = MS // 2
-    bound: dict[int, int] = field(default_factory=dict)  # part: part that its frame shows
+    judged: dict[int, int] = field(default_factory=dict)  # part: part that its frame shows
+    bound: dict[int, int] = field(default_factory=dict)  # the same, of those that may be published
     unbound: dict[int, BindFault] = field(default_factory=dict)
     strays: list[int] = field(default_factory=list)
 
@@ -61,8 +73,8 @@ class Plant:
                 if not pulse.frame_lost:
                     frames.append((arrived, Exposed(part, count, arrived, told, self.uncertainty)))
         if swap is not None and swap + 1 < len(frames):
-            (t1, a), (t2, b) = frames[swap], frames[swap + 1]
-            frames[swap], frames[swap + 1] = (t2, replace(a, arrived_ns=t2)), (t1, replace(b, arrived_ns=t1))
+            overtaken, late_ns = frames[swap][1], frames[swap + 1][0] + 1
+            frames[swap] = late_ns, replace(overtaken, arrived_ns=late_ns)
         for arrived, frame in frames:
             heapq.heappush(events, (arrived, len(events), "frame", frame.frame, frame))
         self._play(events)
@@ -81,14 +93,18 @@ class Plant:
         while (due := binder.next_ns()) is not None:
             self._note(binder.tick(due))
 
-    def _note(self, decisions: list[Bound[int] | Unbound | Stray[int]]) -> None:
+    def _note(self, decisions: list[Decision[int]]) -> None:
         for decision in decisions:
             if isinstance(decision, Bound):
-                assert int(decision.key) not in self.bound, "bound twice"
+                assert int(decision.key) not in self.judged, "bound twice"
                 assert int(decision.key) not in self.unbound, "bound after it had failed"
-                self.bound[int(decision.key)] = decision.frame
+                self.judged[int(decision.key)] = decision.frame
+            elif isinstance(decision, Confirmed):
+                assert int(decision.key) not in self.unbound, "confirmed after it had failed"
+                self.bound[int(decision.key)] = self.judged[int(decision.key)]
             elif isinstance(decision, Unbound):
                 assert int(decision.key) not in self.unbound, "failed twice"
+                assert int(decision.key) not in self.bound, "failed after it was confirmed"
                 self.unbound[int(decision.key)] = decision.fault
             else:
                 self.strays.append(decision.frame)
@@ -208,7 +224,8 @@ def test_the_frame_of_an_inspection_that_ended_otherwise_is_nobodys() -> None:
     assert binder.tick(now + 30 * MS) == []
     binder.announce("2", now + 40 * MS)
     frame = Exposed("of 2", 2, now + 52 * MS, now + 43 * MS)
-    assert binder.exposed(frame, now + 52 * MS) + binder.tick(now + 60 * MS) == [Bound("2", "of 2")]
+    assert binder.exposed(frame, now + 52 * MS) == [Bound("2", "of 2")]
+    assert binder.tick(now + 70 * MS) == [Confirmed("2")]
 
 
 @pytest.mark.parametrize(
@@ -243,6 +260,11 @@ pulse = st.builds(
 def test_whatever_is_lost_doubled_or_swapped_no_frame_is_bound_to_another_part(
     pulses: list[Pulse], clock: bool, swap: int | None
 ) -> None:
+    # A pulse that nobody announced, and the announced one beside it without a frame or with one that is later than
+    # stated, within one window: that is two faults at once, and nothing tells their frames apart.
+    assume(swap is None or all(p.announced for p in pulses))
+    for near, far in [*itertools.pairwise(pulses), *((b, a) for a, b in itertools.pairwise(pulses))]:
+        assume(near.announced or not far.announced or (far.seen_by_camera and not far.frame_lost))
     plant = Plant(clock=clock).run(pulses, swap)
     assert not plant.wrong
     announced = {part for part, p in enumerate(pulses, 1) if p.announced and not p.refused}
