@@ -8,9 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+SCALE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test bench lint format clean
+.PHONY: help install install-dev demo test bench scale lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,6 +28,9 @@ test: lint  ## lint, types, import contracts and all tests
 
 bench: $(VENV)/.installed-dev  ## measure speed here, beside the naive ways: out/bench/bench.json and one page of plots
 	$(BIN)/python -m tests.bench.suite $(BENCH_ARGS)
+
+scale: $(VENV)/.installed-dev  ## a recipe of 10,000 pictures in 4 GB: out/scale/scale.json (half an hour and more)
+	$(BIN)/python -m tests.bench.scale $(SCALE_ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check

@@ -1,5 +1,6 @@
 """Memory banks: embeddings in a scratch file, reduced when asked, a coreset of them that can be interrupted."""
 
+import glob
 import hashlib
 import json
 import math
@@ -38,12 +39,14 @@ class BankPlan:
 @dataclass(frozen=True, slots=True)
 class Bank:
     """rows: (M, d) float32; projection: (D, d) float32 of `pca/1`, None where d is D; account: for the provenance;
-    continued_at: rows that an interrupted build had already chosen."""
+    continued_at: rows that an interrupted build had already chosen; other_checkpoint: what one had chosen was found,
+    but of other embeddings or another plan."""
 
     rows: Float32
     projection: Float32 | None
     account: dict[str, Any]
     continued_at: int = 0
+    other_checkpoint: bool = False
 
 
 def embed_pictures(embed: Embed, indices: NDArray[np.int64], patches: int, dim: int, progress: Progress) -> Float32:
@@ -79,7 +82,28 @@ def make_bank(embeddings: Float32, plan: BankPlan, progress: Progress | None, ch
     found = _selected(searched, count, plan.seed, progress, saved, initial_distance=initial, resume=start)
     account |= {"radius": finite(found.radius), "searched_dims": searched.shape[1]}
     rows = np.ascontiguousarray(embeddings[found.rows])
-    return Bank(rows, projection, account, 0 if start is None else len(start))
+    return Bank(rows, projection, account, 0 if start is None else len(start), saved is not None and saved.of_another)
+
+
+def extend_bank(old: Bank, embeddings: Float32, progress: Progress) -> Bank:
+    """The bank with those of the new rows that it does not cover: in time proportional to the new ones.
+
+    embeddings: (n, D) float32 of the new pictures, in full dimension. The old rows are the first centres of the same
+    greedy, which stops at the radius within which the old bank covered its own pictures: the new pictures are covered
+    as densely as the old ones, and one that shows nothing new adds nothing.
+    """
+    account = dict(old.account)
+    reduced = embeddings if old.projection is None else _projected(embeddings, old.projection)
+    width = old.rows.shape[1]
+    matrix = sparse_random_projection(len(reduced), width, account["seed"], account["searched_dims"])
+    searched = reduced if matrix is None else _projected(reduced, matrix)
+    centres = old.rows if matrix is None else old.rows @ matrix
+    radius = account["radius"]
+    stop = -math.inf if radius is None else radius
+    found = _selected(searched, len(searched), 0, progress, None, centres=centres, stop_radius=stop)
+    rows = np.ascontiguousarray(np.concatenate([old.rows, reduced[found.rows]]))
+    account["added"] = [*account.get("added", []), {"patches": len(embeddings), "rows": len(found.rows)}]
+    return Bank(rows, old.projection, account)
 
 
 def finite(value: float) -> float | None:
@@ -88,21 +112,34 @@ def finite(value: float) -> float | None:
 
 
 class _Checkpoint:
-    """The rows chosen so far, in a file that is complete or absent."""
+    """The rows chosen so far, in a file that is complete or absent.
+
+    of_another: `load` found one that does not belong to this selection.
+    """
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path, self._identity = path, identity
+        self.of_another = False
         self._saved_s = time.monotonic()
 
     def load(self) -> NDArray[np.int64] | None:
-        """Rows of an interrupted selection of the very same embeddings, None when there are none."""
+        """Rows of an interrupted selection of the very same embeddings, None when there are none.
+
+        One of something else, or damaged, is removed, and so is what a killed process had half written.
+        """
+        for unfinished in self.path.parent.glob(f"{glob.escape(self.path.name)}?*"):
+            unfinished.unlink(missing_ok=True)
         try:
             kept = json.loads(self.path.read_bytes())
-            if kept["identity"] != self._identity:
-                return None
-            return np.array(kept["rows"], np.int64)
-        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            if kept["identity"] == self._identity:
+                return np.array(kept["rows"], np.int64)
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            pass
+        self.of_another = True
+        self.path.unlink(missing_ok=True)
+        return None
 
     def save(self, rows: NDArray[np.int64]) -> None:
         """Replace what was kept."""
@@ -157,7 +194,7 @@ def _selected(
         if saved is not None:
             saved.save_sometimes(rows)
 
-    arguments = {"seed": seed, "checkpoint": keep, "pause": releasing(embeddings), **beginning}
+    arguments = {"seed": seed, "checkpoint": keep, "pause": releasing(embeddings, every=1), **beginning}
     if progress is None:
         return select(embeddings, count, **arguments)
     with progress("coreset", count) as advance:

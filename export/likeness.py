@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SIDE = 32
+THUMBNAIL_VALUES = 3 * _SIDE * _SIDE
 # Root mean square of the difference at 32 x 32, each picture's mean colour taken off, over the median of all pairs.
 # Seen: the closest pair of different parts at 0.16 (simulated caps) to 0.49 (weave), bottles 0.24; the same part with
 # noise of three grey levels 0.06 to 0.18, bottles 0.06. Joining two different parts costs one of the count; missing a

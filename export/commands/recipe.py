@@ -68,9 +68,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     model.add_argument(
         "--coreset-ratio",
         type=float,
-        default=0.1,
         metavar="SHARE",
-        help="share of the patches kept in the bank (default 0.1)",
+        help="share of the patches kept in the bank (default 0.1, and at most 100,000 patches)",
     )
     model.add_argument(
         "--reduce",
