@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from edge_daemon.artefact.store import Store
     from edge_daemon.config import Config
 
+_MARKS = {"ok": "✓", "hint": "·", "error": "✗"}
+
 _DEFAULT_CONFIG = "/etc/edge-daemon/edge.toml"
 
 _DESCRIPTION = """\
@@ -43,6 +45,7 @@ examples:
   edge-daemon recipes --config edge.toml            what would each station run?
   edge-daemon run --config edge.toml                judge parts until SIGTERM
   edge-daemon schema config > edge.schema.json      for an editor that completes keys
+  edge-daemon doctor --config edge.toml             why is it slow, or why does it lose frames?
   edge-daemon bench --recipe bottle.recipe --images good/     what can this PC do?
 """
 
@@ -51,6 +54,11 @@ Looks at everything that would keep this PC from judging parts, and says all of 
 the configuration, the provider, every recipe with its golden samples, folders, endpoints, cameras.
 Changes nothing. Exit status 0 when the daemon could start, 1 when not."""
 
+_DOCTOR_HELP = """\
+Looks at the PC for what makes a line slow or lose frames: disk space and the time a record takes to be durable,
+journal, network cards and socket buffers of cameras, clock, provider and driver, thread pools, CPU governor, rights,
+and everything that `check` looks at. Each finding says what to do. Changes nothing; may run beside the daemon.
+  ✗ will hurt    · worth doing    ✓ fine          exit status 1 when anything will hurt"""
 
 _BENCH_HELP = """\
 Measures what this PC can do with a recipe: the real daemon, as its own process with journal and publishing
@@ -120,6 +128,17 @@ def _parser() -> argparse.ArgumentParser:
         "--open-cameras", action="store_true", help="also take a picture with every camera; not while the daemon runs"
     )
     check.set_defaults(run=_check)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what on this PC makes a line slow or lose frames, and what to do",
+        description=_DOCTOR_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_config(doctor)
+    _add_json(doctor)
+    doctor.set_defaults(run=_doctor)
 
     schema = commands.add_parser("schema", help="JSON Schema of configuration and messages", allow_abbrev=False)
     schema.add_argument("name", nargs="?", help="config, result, image, …; all of them in one object when left out")
@@ -259,6 +278,19 @@ def _check(arguments: argparse.Namespace) -> int:
     errors = sum(finding.level == "error" for finding in report.findings)
     print(f"{arguments.config}: {_many(errors, 'problem')}" if errors else f"{arguments.config}: the daemon can start")
     return 0 if report.ok else 1
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from edge_daemon.doctor import examine
+
+    found = examine(arguments.config)
+    healthy = all(finding.level != "error" for finding in found)
+    if arguments.json:
+        _print_json({"config": str(arguments.config), "ok": healthy, "findings": [asdict(f) for f in found]})
+        return 0 if healthy else 1
+    for finding in found:
+        print(f"{_MARKS[finding.level]} {finding.topic:<9} {finding.text}")
+    return 0 if healthy else 1
 
 
 def _bench(arguments: argparse.Namespace) -> int:
