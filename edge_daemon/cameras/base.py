@@ -1,6 +1,7 @@
 """The contract of all cameras."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from edge_daemon.core.frame import Frame
@@ -13,6 +14,19 @@ class EndOfFrames(CameraError):
 
 class FrameLost(CameraError):
     """One frame is lost (unreadable, incomplete), and only that: the camera goes on without being reopened."""
+
+
+class CameraSilent(CameraError):
+    """The camera gave no sign of life in time. It may be busy, or gone: ask once more, or close it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a camera object takes over from one that was given up with its process: the number of the last frame, and
+    how often it was triggered."""
+
+    frames: int = 0
+    triggers: int = 0
 
 
 class Camera(Protocol):
@@ -68,9 +82,10 @@ class Camera(Protocol):
 
     def check(self, timeout_ns: int) -> None:
         """Ask the open camera for a sign of life (a register read, a look at when the stream last moved), within
-        the timeout; raises CameraError when there is none. Asked between frames: of an idle camera every half
-        second, and when a trigger brought no frame. Cheap, and never a reason for an exposure. What it calls may
-        hang for longer than the timeout all the same: whoever must not wait isolates the camera (`isolated`)."""
+        the timeout; raises CameraSilent when there is none in time, CameraError when it is gone. Asked between
+        frames: of an idle camera every half second, and when a trigger brought no frame. Cheap, and never a reason
+        for an exposure. What it calls may hang for longer than the timeout all the same: whoever must not wait
+        isolates the camera (`isolated`)."""
         ...
 
     def counters(self) -> Mapping[str, int]:

@@ -24,7 +24,14 @@ Side = Annotated[Whole, Field(ge=SMALLEST_SIDE_PX, le=LARGEST_SIDE_PX)]
 PartIndex = Annotated[int, Field(ge=0, le=2**53)]
 Rate = Annotated[Number, Field(ge=0, le=10_000)]
 
-FaultAction = Literal["drop", "hang", "wrong_size", "black", "error", "disconnect"]
+FaultAction = Literal[
+    "drop", "error", "doubled", "late", "swapped", "stale", "repeat",
+    "black", "dark", "blur", "shift", "wrong_size", "wrong_format",
+    "id_wrap", "clock_jump",
+    "hang", "disconnect", "return_smaller", "crash", "freeze",
+]  # fmt: skip
+_LASTING = ("hang", "disconnect", "return_smaller", "clock_jump")
+_ENDING = ("hang", "disconnect", "return_smaller", "crash", "freeze", "id_wrap")
 
 
 class CameraTable(BaseModel):
@@ -34,18 +41,27 @@ class CameraTable(BaseModel):
 
 
 class Fault(CameraTable):
-    """One scripted fault of a simulated camera; it happens once, to the frame that `frame` or `trigger` names."""
+    """One scripted fault of a simulated camera; it happens to the frame that `frame` or `trigger` names, and with
+    `count` to those after it."""
 
     frame: Annotated[Whole, Field(ge=1, le=2**53)] | None = None
     """The frame it happens to, by the number that results carry (`frame_ids`); the first is 1."""
     trigger: Annotated[Whole, Field(ge=1, le=2**53)] | None = None
     """The trigger it happens to, counted from the daemon's start; the first is 1."""
     action: FaultAction
-    """`drop`: no frame comes. `hang`: the camera answers nothing for `seconds`, then goes on. `wrong_size`: a
-    frame of half the size. `black`: a frame without light. `error`: the frame is lost and the camera says so.
-    `disconnect`: gone until opened again, and for `seconds` it cannot be."""
-    seconds: Annotated[Number, Field(ge=0, le=3_600)] = 0
-    """How long `hang` and `disconnect` last."""
+    """`drop`: no frame comes. `error`: the frame comes incomplete and the camera says so. `doubled`: it comes twice.
+    `late`: it comes when the next one is due, before that one. `swapped`: it comes after the next one. `stale`: the
+    frame before comes once more, with its old times, then this one. `repeat`: a new frame with the picture of the one
+    before, bit by bit. `black`, `dark`, `blur`, `shift`: no light, too little light, out of focus, the camera was
+    pushed. `wrong_size`: half the size. `wrong_format`: grey instead of colour. `id_wrap`: the camera's own counter
+    reaches 65535 and begins again with 1. `clock_jump`: the camera's clock is off by `seconds`. `hang`: the camera
+    answers nothing for `seconds`, then goes on. `disconnect`: gone until opened again, and for `seconds` it cannot be.
+    `return_smaller`: the same, and from then on it gives half the size. `crash`, `freeze`: the camera's process dies,
+    or stops for ever; for an `isolated` camera only."""
+    seconds: Annotated[Number, Field(ge=-3_600, le=3_600)] = 0
+    """How long `hang`, `disconnect` and `return_smaller` last; for `clock_jump` how far, negative for backwards."""
+    count: Annotated[Whole, Field(ge=1, le=2**53)] = 1
+    """How many frames in a row it happens to."""
 
     @model_validator(mode="after")
     def _names_one_frame(self) -> Self:
@@ -53,8 +69,12 @@ class Fault(CameraTable):
             raise ValueError("a fault names either the frame or the trigger that it happens to")
         if self.action == "hang" and self.seconds == 0:
             raise ValueError("a hang needs seconds, how long it lasts")
-        if self.seconds and self.action not in ("hang", "disconnect"):
+        if self.seconds and self.action not in _LASTING:
             raise ValueError(f"seconds has no meaning for the action {self.action}; leave it out")
+        if self.seconds < 0 and self.action != "clock_jump":
+            raise ValueError("only a clock jumps backwards; give seconds as a positive number")
+        if self.count > 1 and self.action in _ENDING:
+            raise ValueError(f"the action {self.action} happens once; write one fault for each time")
         return self
 
 
@@ -82,11 +102,15 @@ class SimulatedConfig(CameraTable):
     """Time from trigger to complete frame, in milliseconds; the time that rendering takes comes on top."""
     faults: Annotated[tuple[Fault, ...], Field(max_length=10_000)] = ()
     """Scripted faults, to see what the line does: `[{ frame = 7, action = "drop" }]`."""
+    isolated: bool = False
+    """Run it in a process of its own, as real cameras are."""
 
     @model_validator(mode="after")
     def _size_can_be_rendered(self) -> Self:
         if max(self.size) > LARGEST_RATIO * min(self.size):
             raise ValueError(f"the longer side of size may be {LARGEST_RATIO} times the shorter, not more")
+        if not self.isolated and any(fault.action in ("crash", "freeze") for fault in self.faults):
+            raise ValueError("crash and freeze happen to a camera's process; give the camera `isolated = true`")
         return self
 
 

@@ -22,14 +22,14 @@ class Exposures:
     """Counts the exposures of one camera over its life, across reconnects.
 
     first_index: index of the first picture; rate_hz: free-running rate in real time, 0 on demand;
-    exposure_ns: from trigger to complete frame.
+    exposure_ns: from trigger to complete frame; triggers: how many there were before this object.
     """
 
-    def __init__(self, first_index: int, rate_hz: float, exposure_ns: int) -> None:
+    def __init__(self, first_index: int, rate_hz: float, exposure_ns: int, triggers: int = 0) -> None:
         self._next_index = first_index
         self._period_ns = NS_PER_S / rate_hz if rate_hz > 0 else 0.0
         self._exposure_ns = exposure_ns
-        self._triggers = 0
+        self._triggers = triggers
         self._pending: Exposure | None = None
         self._start_ns: int | None = None
         self._start_index = first_index

@@ -3,17 +3,25 @@
 from edge_daemon.cameras.base import Camera
 from edge_daemon.cameras.config import CameraConfig, FolderConfig, OpenCVConfig, SimulatedConfig
 from edge_daemon.cameras.folder import FolderCamera
-from edge_daemon.cameras.opencv import OpenCVCamera
+from edge_daemon.cameras.isolated import IsolatedCamera, Limits
 from edge_daemon.cameras.simulated import SimulatedCamera
 from edge_daemon.cameras.waiting import Clock
 
+_NS_PER_MS = 1_000_000
+
 
 def make_camera(name: str, config: CameraConfig, clock_ns: Clock) -> Camera:
-    """The camera `[cameras.name]`, not yet opened. clock_ns: monotonic time in nanoseconds."""
+    """The camera `[cameras.name]`, not yet opened. clock_ns: monotonic time in nanoseconds, by which processes of
+    their own stamp too. Whatever a library of a maker or a decoder reads is isolated."""
     match config:
+        case SimulatedConfig() if config.isolated:
+            return IsolatedCamera(name, config, clock_ns, simulated=True, waits_for_host=config.rate_hz == 0)
         case SimulatedConfig():
             return SimulatedCamera(name, config, clock_ns)
         case FolderConfig():
             return FolderCamera(name, config, clock_ns)
         case OpenCVConfig():
-            return OpenCVCamera(name, config, clock_ns)
+            limits = Limits(open_ns=(config.open_timeout_ms + 1_000) * _NS_PER_MS,
+                            hang_ns=(config.read_timeout_ms + 500) * _NS_PER_MS)  # fmt: skip
+            recorded = config.is_file
+            return IsolatedCamera(name, config, clock_ns, simulated=recorded, waits_for_host=recorded, limits=limits)

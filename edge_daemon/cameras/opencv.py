@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_daemon.cameras.base import EndOfFrames
+from edge_daemon.cameras.base import EndOfFrames, Past
 from edge_daemon.cameras.config import OpenCVConfig
 from edge_daemon.cameras.exposures import Exposures
 from edge_daemon.cameras.waiting import Clock, Pause, Waiter
@@ -54,16 +54,18 @@ class OpenCVCamera:
         clock_ns: Clock,
         pause_s: Pause | None = None,
         open_capture: OpenCapture | None = None,
+        past: Past | None = None,
     ) -> None:
+        past = past or Past()
         self._name = name
         self._config = config
         self._waiter = Waiter(clock_ns, pause_s)
         self._clock_ns = clock_ns
         self._open_capture = open_capture or _open_capture
         self._source: _LiveReader | _Recording | None = None
-        self._live_frames = 0
-        self._triggered = False
-        self._exposures = Exposures(first_index=0, rate_hz=0, exposure_ns=0)
+        self._live_frames = past.frames
+        self._triggered = past.triggers > 0
+        self._exposures = Exposures(past.frames, rate_hz=0, exposure_ns=0, triggers=past.triggers)
 
     @property
     def name(self) -> str:

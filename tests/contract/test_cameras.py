@@ -21,6 +21,7 @@ from edge_daemon.cameras.base import Camera, EndOfFrames, FrameLost
 from edge_daemon.cameras.config import CameraConfig, FolderConfig, OpenCVConfig, SimulatedConfig
 from edge_daemon.cameras.exposures import BUFFERED_FRAMES
 from edge_daemon.cameras.folder import FolderCamera
+from edge_daemon.cameras.isolated import IsolatedCamera
 from edge_daemon.cameras.open import make_camera
 from edge_daemon.cameras.opencv import OpenCVCamera, shown_source
 from edge_daemon.cameras.simulated import SimulatedCamera, defect_script
@@ -125,7 +126,7 @@ FINITE = ["folder", "folder_preloaded", "video"]
 COUNTED = ["simulated", *FINITE]  # those whose clock is ours
 
 
-@pytest.fixture(params=[*COUNTED, "live"])
+@pytest.fixture(params=[*COUNTED, "live", "isolated", "isolated_video"])
 def bench(request: pytest.FixtureRequest, folder: Path, video: Path) -> Iterator[Bench]:
     fake = FakeTime()
     match request.param:
@@ -138,6 +139,11 @@ def bench(request: pytest.FixtureRequest, folder: Path, video: Path) -> Iterator
         case "video":
             recorded = OpenCVConfig(kind="opencv", source=str(video))
             made = Bench(OpenCVCamera("top", recorded, fake.now_ns, fake.pause_s), fake)
+        case "isolated":
+            table = {"kind": "simulated", "product": "board", "size": (96, 64), "exposure_ms": 3, "isolated": True}
+            made = Bench(make_camera("top", SimulatedConfig.model_validate(table), time.monotonic_ns))
+        case "isolated_video":
+            made = Bench(make_camera("top", OpenCVConfig(kind="opencv", source=str(video)), time.monotonic_ns))
         case _:
             live = OpenCVConfig(kind="opencv", source=0)
             made = Bench(OpenCVCamera("top", live, time.monotonic_ns, open_capture=lambda _: StreamingCapture()))
@@ -147,7 +153,7 @@ def bench(request: pytest.FixtureRequest, folder: Path, video: Path) -> Iterator
 
 def asks(camera: Camera) -> list[Callable[[], object]]:
     """Everything that an open camera can be asked."""
-    return [camera.trigger, lambda: camera.grab(MS)]
+    return [camera.trigger, lambda: camera.grab(MS), lambda: camera.check(MS)]
 
 
 # --- every camera --------------------------------------------------------------------------------
@@ -258,7 +264,7 @@ def test_grab_after_two_triggers_gives_the_frame_of_the_second(bench: Bench) -> 
     assert bench.camera.grab(20 * MS) is None
 
 
-@pytest.mark.parametrize("bench", FINITE, indirect=True)
+@pytest.mark.parametrize("bench", [*FINITE, "isolated_video"], indirect=True)
 def test_a_finite_replay_ends_with_an_error_of_its_own_and_stays_ended(bench: Bench) -> None:
     bench.camera.open()
     for _ in range(PICTURES):
@@ -271,6 +277,24 @@ def test_a_finite_replay_ends_with_an_error_of_its_own_and_stays_ended(bench: Be
     bench.camera.trigger()
     with pytest.raises(EndOfFrames):
         bench.camera.grab(PATIENCE_NS)
+
+
+def test_an_open_camera_answers_when_asked_for_a_sign_of_life(bench: Bench) -> None:
+    bench.camera.open()
+    bench.camera.check(5_000 * MS)
+    bench.camera.close()
+    with pytest.raises(CameraError, match="closed"):
+        bench.camera.check(MS)
+
+
+def test_counters_and_settings_can_be_asked_for_at_any_time(bench: Bench) -> None:
+    assert all(isinstance(count, int) for count in bench.camera.counters().values())
+    assert bench.camera.settings() == {}
+    bench.camera.open()
+    assert bench.camera.grab(PATIENCE_NS) is not None
+    bench.camera.close()
+    assert all(isinstance(count, int) for count in bench.camera.counters().values())
+    assert bench.camera.settings() == {}
 
 
 @pytest.mark.parametrize("bench", COUNTED, indirect=True)
@@ -743,7 +767,8 @@ def test_each_table_makes_its_camera(folder: Path, video: Path) -> None:
     tables: list[tuple[dict[str, Any], type]] = [
         ({"kind": "simulated", "product": "weave"}, SimulatedCamera),
         ({"kind": "folder", "path": str(folder)}, FolderCamera),
-        ({"kind": "opencv", "source": str(video)}, OpenCVCamera),
+        ({"kind": "opencv", "source": str(video)}, IsolatedCamera),
+        ({"kind": "simulated", "product": "weave", "isolated": True}, IsolatedCamera),
     ]
     for table, kind in tables:
         camera = make_camera("c1", TypeAdapter(CameraConfig).validate_python(table), time.monotonic_ns)
