@@ -17,12 +17,8 @@ from numpy.typing import NDArray
 
 from edge_daemon.core.distances import UNIT_ROUNDOFF
 
-# Rows of one matrix product with many queries: its result stays in the cache until its minima are taken.
+# Vectors that are widened to float64 at a time: they stay in the cache.
 BLOCK_ROWS = 1024
-
-# Values of one block, and its most rows: few products where few queries are asked.
-_BLOCK_VALUES = 1 << 20
-_WIDEST = 1 << 14
 
 # OpenBLAS computes a product of at most 4 · 65,536 multiplications in one thread (interface/gemm.c,
 # GEMM_MULTITHREAD_THRESHOLD); waiting for a second thread took 5 ms on a PC with other work to do, 16 million
@@ -32,6 +28,8 @@ _ONE_THREAD_PRODUCTS = 1 << 24
 
 _ROTATION_SAMPLE = 8192
 _POWER_STEPS = 4
+
+_ALL = slice(None)
 
 
 def squared_norms(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -45,17 +43,18 @@ def squared_norms(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Queries made ready for a `Table`. left: (Q, d + 1) float32; offset: (Q,) float64."""
+    """Queries made ready for a `Table`. left: (Q, d + 1) float32; norms, offset: (Q,) float64."""
 
     left: NDArray[np.float32]
+    norms: NDArray[np.float64]
     offset: NDArray[np.float64]
 
     def __getitem__(self, which: NDArray[np.int64] | slice) -> "Questions":
-        return Questions(self.left[which], self.offset[which])
+        return Questions(self.left[which], self.norms[which], self.offset[which])
 
-    def limits(self, squared: NDArray[np.float64]) -> NDArray[np.float32]:
-        """What a product must exceed to prove that its row is farther than `squared`, (Q,) each."""
-        return np.nextafter((squared - self.offset).astype(np.float32), np.float32(np.inf))
+    def limits(self, squared: NDArray[np.float64], which: NDArray[np.int64] | slice = _ALL) -> NDArray[np.float32]:
+        """What a product must exceed to prove that its row is farther than `squared`, each of the queries `which`."""
+        return np.nextafter((squared - self.offset[which]).astype(np.float32), np.float32(np.inf))
 
 
 class Table:
@@ -65,37 +64,65 @@ class Table:
     norms: (M,) float64, their ‖y‖².
 
     Error: with u = 2⁻²⁴ a sum of d + 1 products in any order is off by at most (d + 1)·u of the sum of their
-    sizes (Higham 2002, eq. 3.5), here at most ‖x‖² + 2‖y‖²; centring, rotating and the direct difference
-    itself add some ten roundings of ‖x‖² + ‖y‖². κ below is larger than all of these together.
+    sizes (Higham 2002, eq. 3.5), here at most ‖x‖² + 2‖y‖²; a ‖x‖² summed in float32 is off by as much of
+    itself; centring, rotating and the direct difference itself add some ten roundings of ‖x‖² + ‖y‖².
+    κ = (2(d + 1) + 64)·u is larger than all of these together, for ‖x‖² and for ‖y‖².
     """
 
     def __init__(self, rows: NDArray[np.float32], norms: NDArray[np.float64]) -> None:
         self.kappa = (2 * (rows.shape[1] + 1) + 64) * UNIT_ROUNDOFF
         # Coordinate by coordinate: the layout that a product with few queries reads fastest.
         self.right = np.empty((rows.shape[1] + 1, len(rows)), np.float32)
-        self.right[:-1] = rows.T
+        np.multiply(rows.T, np.float32(-2), out=self.right[:-1])
         self.right[-1] = norms * (1 - self.kappa)
 
-    def ask(self, queries: NDArray[np.float32], norms: NDArray[np.float64]) -> Questions:
-        """queries: (Q, d) float32, centred (and rotated) like the rows; norms: (Q,) float64, their ‖x‖²."""
+    def ask(
+        self,
+        queries: NDArray[np.float32],
+        norms: NDArray[np.float64] | None = None,
+        centre: NDArray[np.float32] | None = None,
+    ) -> Questions:
+        """queries: (Q, d) float32, centred (and rotated) like the rows, or to be centred here; norms: (Q,)
+        float64, their ‖x‖²: stated where the queries are rotated, for rotating rounds more than summing."""
         left = np.empty((len(queries), queries.shape[1] + 1), np.float32)
-        np.multiply(queries, np.float32(-2), out=left[:, :-1])
+        np.subtract(queries, np.float32(0) if centre is None else centre, out=left[:, :-1])
         left[:, -1] = 1
-        # The constant covers products that vanish below the smallest float32.
-        return Questions(left, norms * (1 - self.kappa) - queries.shape[1] * 1e-36)
+        if norms is None:
+            norms = np.einsum("qd,qd->q", left[:, :-1], left[:, :-1]).astype(np.float64)
+        return Questions(left, norms, norms * (1 - self.kappa) - self._vanished)
 
-    def products(self, questions: Questions) -> list[NDArray[np.float32]]:
-        """Blocks of (Q, w) float32, in the order of the rows; all of the same width but the last."""
-        width = self._width(len(questions.left))
-        return [questions.left @ self.right[:, i : i + width] for i in range(0, self.right.shape[1], width)]
+    @property
+    def _vanished(self) -> float:
+        """Covers products and squares that vanish below the smallest float32."""
+        return float(self.right.shape[0] * 1e-36)
 
-    def _width(self, queries: int) -> int:
-        """Rows of one product. Where the whole takes less than a thread needs to wake on a busy PC, the products
-        are so small that OpenBLAS keeps them in the calling thread."""
-        per_row = queries * self.right.shape[0]
+    def upper(
+        self, questions: Questions, which: NDArray[np.int64], products: NDArray[np.float32], rows: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Never below the distance of the queries `which` to `rows` of this table, each with its product; (N,) float64.
+
+        Only where the table holds all coordinates. The product is at most κ(‖x‖² + ‖y‖²) above what it stands
+        for, ‖y‖²(1 − κ) − 2x·y; so product + offset lies at most 2κ(‖x‖² + ‖y‖²) below the distance. ‖y‖² is
+        known as float32, hence the 3.
+        """
+        sizes = questions.norms[which] + self.right[-1, rows]
+        return np.asarray(products + questions.offset[which] + (3 * self.kappa) * sizes + 4 * self._vanished)
+
+    def products(self, left: NDArray[np.float32], start: int, stop: int) -> NDArray[np.float32]:
+        """Products of `Questions.left` with the rows start to stop, (Q, stop − start) float32.
+
+        Where all rows together take less than a thread needs to wake on a busy PC, it is done in pieces so
+        small that OpenBLAS keeps them in the calling thread.
+        """
+        per_row = len(left) * self.right.shape[0]
+        found = np.empty((len(left), stop - start), np.float32)
+        step = stop - start
         if per_row * self.right.shape[1] <= _ONE_THREAD_PRODUCTS:
-            return int(max(1, _UNDIVIDED_PRODUCT // per_row))
-        return int(min(max(_BLOCK_VALUES // queries, BLOCK_ROWS), _WIDEST))
+            step = max(1, _UNDIVIDED_PRODUCT // per_row)
+        for i in range(start, stop, step):
+            j = min(i + step, stop)
+            np.matmul(left, self.right[:, i:j], out=found[:, i - start : j - start])
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Nearest bank rows by matrix products, each proven by direct difference."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,14 @@ from edge_daemon.core.bounds import Questions, Rotation, Table, squared_norms
 from edge_daemon.core.distances import pair_distances, squared_distances, upper_bounds
 from edge_daemon.core.proof import Nearest
 
-# Values of one product kept at a time, over all its blocks: 32 MB.
-_KEPT_VALUES = 1 << 23
+# Queries searched together, values of one block of their products (4 MB: their minima are taken while the
+# cache holds them), and the rows of a block at least and at most.
+_QUERIES = 1024
+_BLOCK_VALUES = 1 << 20
+_NARROWEST, _WIDEST = 1 << 10, 1 << 14
+
+# Candidates kept before they are decided: 6 MB, also where all rows are equally near.
+_KEPT_PAIRS = 1 << 18
 
 # Rows whose distance is taken before the others are looked at again: the best by bound are nearly always
 # the nearest, and with the distance to them most of the others drop out.
@@ -22,20 +29,8 @@ _FEW_SHARE = 1 / 64
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Queries with all that is known of them. x: (Q, D) as they came; z: centred; norms: of z, float64."""
-
-    x: NDArray[np.float32]
-    z: NDArray[np.float32]
-    norms: NDArray[np.float64]
-
-    def __getitem__(self, which: NDArray[np.int64] | slice) -> "_Chunk":
-        return _Chunk(self.x[which], self.z[which], self.norms[which])
-
-
-@dataclass(frozen=True, slots=True)
 class _Pairs:
-    """Candidates: query and row of each, with the bound; by query, then by row."""
+    """Candidates: query and row (of the bank) of each, with the product that bounds its distance."""
 
     query: NDArray[np.int64]
     row: NDArray[np.int64]
@@ -44,160 +39,251 @@ class _Pairs:
     def __getitem__(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> "_Pairs":
         return _Pairs(self.query[which], self.row[which], self.bound[which])
 
+    def __len__(self) -> int:
+        return len(self.query)
+
+    @classmethod
+    def joined(cls, parts: list["_Pairs"]) -> "_Pairs":
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("query", "row", "bound")))
+
+
+# Queries, their products with some rows and those rows of the table -> bounds of the distances from above.
+_Upper = Callable[[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]], NDArray[np.float64]]
+
 
 class ExactSearch:
     """Exact nearest rows of a bank (M, D) float32, finite.
 
     reduced: dimensions of the table of lower bounds that is asked before the full one; 0 for none.
+
+    The tables hold the rows shuffled, so that every block of them is a sample of the bank: a query that needs
+    only some row nearer than the floor finds one in the first block. A coreset is in the order of its picks,
+    the outliers first.
     """
 
     def __init__(self, bank: NDArray[np.float32], reduced: int = 0) -> None:
         self.bank = np.ascontiguousarray(bank)
+        self._order = np.random.default_rng(0).permutation(len(bank))
         self._mean = bank.mean(axis=0, dtype=np.float64).astype(np.float32)
-        centred = self.bank - self._mean
+        centred = self.bank[self._order]
+        centred -= self._mean
         norms = squared_norms(centred)
         self._full = Table(centred, norms)
         self._rotation = Rotation.of(centred, reduced) if 0 < reduced < bank.shape[1] - 1 else None
         self._reduced = Table(self._rotation.reduce(centred, norms), norms) if self._rotation else None
 
-    def nearest(self, queries: NDArray[np.float32], floor: float = -np.inf, reduced: bool = True) -> Nearest:
+    def nearest(
+        self,
+        queries: NDArray[np.float32],
+        floor: float = -np.inf,
+        reduced: bool = True,
+        within: NDArray[np.float64] | None = None,
+    ) -> Nearest:
         """The nearest row of each query, (Q, D) float32 finite; ties to the lowest row.
 
         floor: a query that is shown to have a row nearer than this squared distance may come back with that
-        row as a bound; the others are exact. reduced: whether to ask the reduced table first.
+        row as a bound; the others are exact. An infinite floor gives bounds from the first block alone.
+        reduced: whether to ask the reduced table first. within: (Q,) float64, what is known already: squared
+        distances (or a little more) to some rows; it comes back, without a row, where nothing was nearer.
+        Raises ValueError when a nearest row was not found: never a guess.
         """
-        found = Nearest(
-            np.empty(len(queries), np.float64), np.empty(len(queries), np.int64), np.zeros(len(queries), np.bool_)
-        )
-        step = max(16, _KEPT_VALUES // len(self.bank))
+        found = Nearest.unknown(len(queries))
+        if within is not None:
+            found.squared[:] = within
         use_reduced = reduced and self._reduced is not None
-        for i in range(0, len(queries), step):
-            x = queries[i : i + step]
-            z = x - self._mean
-            part = _Chunk(x, z, squared_norms(z))
-            result = Nearest(found.squared[i : i + step], found.rows[i : i + step], found.exact[i : i + step])
-            left = np.arange(len(x))
+        for i in range(0, len(queries), _QUERIES):
+            part = slice(i, i + _QUERIES)
+            result = Nearest(found.squared[part], found.rows[part], found.exact[part])
+            left = np.arange(len(result.rows))
             if use_reduced:
-                left = self._try_reduced(part, floor, result)
-                use_reduced = 2 * len(left) <= len(x)
-            if len(left):
-                self._in_table(
-                    self._full, self._full.ask(z[left], part.norms[left]), part[left], left, floor, result, None
-                )
+                left = self._in_reduced(queries[part], floor, result)
+                use_reduced = 2 * len(left) <= len(result.rows)
+            if len(left) == len(result.rows):
+                self._in_full(queries[part], floor, result)
+            elif len(left):
+                rest = Nearest(result.squared[left], result.rows[left], result.exact[left])
+                self._in_full(queries[part][left], floor, rest)
+                result.squared[left], result.rows[left], result.exact[left] = rest.squared, rest.rows, rest.exact
+        if not (found.exact | (found.squared < floor)).all():
+            raise ValueError("a search gave neither a nearest row nor a bound below the floor")
         return found
 
-    def _try_reduced(self, part: _Chunk, floor: float, result: Nearest) -> NDArray[np.int64]:
+    def _in_full(self, x: NDArray[np.float32], floor: float, result: Nearest) -> None:
+        questions = self._full.ask(x, centre=self._mean)
+
+        def upper(
+            which: NDArray[np.int64], products: NDArray[np.float32], rows: NDArray[np.int64]
+        ) -> NDArray[np.float64]:
+            return self._full.upper(questions, which, products, rows)
+
+        _Scan(self.bank, self._order, self._full, x, questions, upper, floor, result).run(None)
+
+    def _in_reduced(self, x: NDArray[np.float32], floor: float, result: Nearest) -> NDArray[np.int64]:
         """Answer what the reduced table can; returns the queries for which it leaves too many rows."""
         assert self._reduced is not None
-        assert self._rotation is not None
-        questions = self._reduced.ask(self._rotation.reduce(part.z, part.norms), part.norms)
+        questions = self._ask_reduced(x)
+
+        def upper(
+            which: NDArray[np.int64],
+            products: NDArray[np.float32],  # noqa: ARG001
+            rows: NDArray[np.int64],
+        ) -> NDArray[np.float64]:
+            return upper_bounds(x[which], self.bank, self._order[rows])
+
         few = _FEW + int(len(self.bank) * _FEW_SHARE)
-        return self._in_table(self._reduced, questions, part, np.arange(len(part.x)), floor, result, few)
+        return _Scan(self.bank, self._order, self._reduced, x, questions, upper, floor, result).run(few)
 
-    def _in_table(
-        self,
-        table: Table,
-        questions: Questions,
-        part: _Chunk,
-        place: NDArray[np.int64],
-        floor: float,
-        result: Nearest,
-        few: int | None,
-    ) -> NDArray[np.int64]:
-        """Search one table; answers go to `result` at `place`. Returns places with more than `few` rows left."""
-        products = table.products(questions)
-        rows, least = _lowest(products)
-        upper = upper_bounds(part.x, self.bank, rows)
-        result.squared[place], result.rows[place] = upper, rows
-        open_ = np.flatnonzero(~(upper < floor))
-        if not len(open_):
-            return open_
-        upper[open_] = squared_distances(part.x[open_], self.bank[rows[open_]])
-        limits = questions.limits(upper)
-        pairs = _below(products, least, limits, open_)
-        skipped = np.empty(0, np.int64)
-        if few is not None:
-            count = np.bincount(pairs.query, minlength=len(part.x))
-            skipped = np.flatnonzero(count > few)
-            pairs = pairs[count[pairs.query] <= few]
-        self._decide(pairs, part.x, questions, upper, place, result)
-        return place[skipped]
-
-    def _decide(
-        self,
-        pairs: _Pairs,
-        x: NDArray[np.float32],
-        questions: Questions,
-        upper: NDArray[np.float64],
-        place: NDArray[np.int64],
-        result: Nearest,
-    ) -> None:
-        """The nearest among the candidates, by direct difference; every open query has at least one."""
-        if len(pairs.query) > 2 * _FIRST_LOOK * len(x):
-            first = _lowest_of_each(pairs, _FIRST_LOOK)
-            np.minimum.at(upper, first.query, pair_distances(x, first.query, self.bank, first.row))
-            pairs = pairs[pairs.bound <= questions.limits(upper)[pairs.query]]
-        if not len(pairs.query):
-            return
-        squared = pair_distances(x, pairs.query, self.bank, pairs.row)
-        starts = np.flatnonzero(np.diff(pairs.query, prepend=-1))
-        least = np.minimum.reduceat(squared, starts)
-        which = pairs.query[starts]
-        # Rows ascend within a query: the first that equals the least is the lowest.
-        hits = np.flatnonzero(squared == np.repeat(least, np.diff(starts, append=len(squared))))
-        lowest = hits[np.searchsorted(hits, starts)]
-        target = place[which]
-        result.squared[target], result.rows[target], result.exact[target] = least, pairs.row[lowest], True
+    def _ask_reduced(self, x: NDArray[np.float32]) -> Questions:
+        assert self._reduced is not None
+        assert self._rotation is not None
+        z = x - self._mean
+        norms = squared_norms(z)
+        return self._reduced.ask(self._rotation.reduce(z, norms), norms)
 
     def neighbours(self, query: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         """The `count` rows nearest to one vector (D,), nearest first, ties to the lowest row; all if fewer."""
         count = min(count, len(self.bank))
         x = query[None]
-        z = x - self._mean
-        norms = squared_norms(z)
-        table = self._full
-        if self._reduced is not None and self._rotation is not None:
-            table, z = self._reduced, self._rotation.reduce(z, norms)
-        questions = table.ask(z, norms)
-        products = np.concatenate(table.products(questions), axis=1)[0]
-        first = np.argpartition(products, count - 1)[:count]
+        if self._reduced is not None:
+            table, questions = self._reduced, self._ask_reduced(x)
+        else:
+            table, questions = self._full, self._full.ask(x, centre=self._mean)
+        products = table.products(questions.left, 0, len(self.bank))[0]
+        first = self._order[np.argpartition(products, count - 1)[:count]]
         farthest = squared_distances(x, self.bank[first][None])[0].max(keepdims=True)
-        rows = np.flatnonzero(products <= questions.limits(farthest))
+        rows = np.sort(self._order[np.flatnonzero(products <= questions.limits(farthest))])
         squared = pair_distances(x, np.zeros(len(rows), np.int64), self.bank, rows)
         return rows[np.argsort(squared, kind="stable")][:count]
 
 
-def _lowest(products: list[NDArray[np.float32]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Row of the lowest product of each query, and the lowest product of each block, (blocks, Q)."""
-    index = np.arange(len(products[0]))
-    columns = np.empty((len(products), len(index)), np.int64)
-    least = np.empty((len(products), len(index)), np.float32)
-    for number, block in enumerate(products):
-        columns[number] = block.argmin(axis=1)
-        least[number] = block[index, columns[number]]
-    best = least.argmin(axis=0)
-    return columns[best, index] + best * products[0].shape[1], least
+class _Scan:
+    """One pass of some queries over a table, block by block.
 
+    Of each block a query takes the row with the lowest product; where its upper bound lies below what is
+    known, that is the new limit. A row whose product exceeds its query's limit is proven farther than a row
+    that is known, and left out; the others are candidates, and among these the direct difference decides.
+    A query that is shown to lie nearer than the floor takes no further part.
+    """
 
-def _below(
-    products: list[NDArray[np.float32]],
-    least: NDArray[np.float32],
-    limits: NDArray[np.float32],
-    which: NDArray[np.int64],
-) -> _Pairs:
-    """Every row that the products do not prove farther than the limit, of the queries `which` (ascending)."""
-    found = []
-    for number in np.flatnonzero((least[:, which] <= limits[which]).any(axis=1)):
-        asked = which[least[number, which] <= limits[which]]
-        part = products[number][asked]
-        hits = np.flatnonzero((part <= limits[asked][:, None]).ravel())
-        query, column = np.divmod(hits, part.shape[1])
-        found.append((asked[query], column + number * products[0].shape[1], part.ravel()[hits]))
-    query, row, bound = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    if len(found) > 1:
-        order = np.argsort(query, kind="stable")
-        query, row, bound = query[order], row[order], bound[order]
-    return _Pairs(query, row, bound)
+    def __init__(
+        self,
+        bank: NDArray[np.float32],
+        order: NDArray[np.int64],
+        table: Table,
+        x: NDArray[np.float32],
+        questions: Questions,
+        upper: _Upper,
+        floor: float,
+        result: Nearest,
+    ) -> None:
+        self._bank, self._order, self._table = bank, order, table
+        self._x, self._questions, self._upper = x, questions, upper
+        self._floor, self._result = floor, result
+        self._limit = questions.limits(result.squared)
+        self._limit[result.squared < floor] = -np.inf
+
+    def run(self, few: int | None) -> NDArray[np.int64]:
+        """Fill the result; returns the queries for which more than `few` candidates are left, unanswered."""
+        active, left = np.arange(len(self._x)), self._questions.left
+        waiting: list[_Pairs] = []
+        skipped = [np.empty(0, np.int64)]
+        start = 0
+        while start < len(self._order) and len(active):
+            stop = start + self._width(start, len(active))
+            waiting += self._candidates(active, self._table.products(left, start, stop), start)
+            if sum(map(len, waiting)) > _KEPT_PAIRS:
+                skipped.append(self._decide(waiting, few))
+                waiting = []
+            open_ = self._limit[active] > -np.inf
+            if not open_.all():
+                active, left = active[open_], left[open_]
+            start = stop
+        skipped.append(self._decide(waiting, few))
+        return np.unique(np.concatenate(skipped))
+
+    def _width(self, start: int, queries: int) -> int:
+        """Rows of the next block: the more, the fewer queries are left; the first is small where it may be enough."""
+        widest = _NARROWEST if start == 0 and self._floor > -np.inf else _WIDEST
+        return min(len(self._order) - start, widest, max(_BLOCK_VALUES // queries, _NARROWEST))
+
+    def _candidates(self, active: NDArray[np.int64], block: NDArray[np.float32], start: int) -> list[_Pairs]:
+        """Rows of one block that may be nearest, the lowest product first; `block` is used up."""
+        index = np.arange(len(active))
+        column = block.argmin(axis=1)
+        least = block[index, column]
+        asked = np.flatnonzero(least <= self._limit[active])
+        if not len(asked):
+            return []
+        self._tighten(active[asked], least[asked], column[asked] + start)
+        asked = asked[least[asked] <= self._limit[active[asked]]]
+        found = [_Pairs(active[asked], self._order[column[asked] + start], least[asked])]
+        block[asked, column[asked]] = np.inf
+        part = block if len(asked) == len(active) else block[asked]
+        second = part[index[: len(asked)], part.argmin(axis=1)]
+        more = np.flatnonzero(second <= self._limit[active[asked]])
+        if len(more):
+            part, who = part[more], active[asked[more]]
+            hits = np.flatnonzero((part <= self._limit[who][:, None]).ravel())
+            query, place = np.divmod(hits, part.shape[1])
+            found.append(_Pairs(who[query], self._order[place + start], part.ravel()[hits]))
+        return found
+
+    def _tighten(self, who: NDArray[np.int64], least: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+        """Lower the bounds of some queries by one row each; close those that come below the floor."""
+        upper = self._upper(who, least, rows)
+        better = upper < self._result.squared[who]
+        place = who[better]
+        self._result.squared[place], self._result.rows[place] = upper[better], self._order[rows[better]]
+        self._result.exact[place] = False
+        self._limit[place] = self._questions.limits(upper[better], place)
+        self._limit[who[self._result.squared[who] < self._floor]] = -np.inf
+
+    def _decide(self, waiting: list[_Pairs], few: int | None) -> NDArray[np.int64]:
+        """The nearest among the candidates, by direct difference. Returns queries with more than `few`."""
+        pairs = _Pairs.joined(waiting)
+        pairs = pairs[pairs.bound <= self._limit[pairs.query]]
+        skipped = np.empty(0, np.int64)
+        if few is not None:
+            count = np.bincount(pairs.query, minlength=len(self._x))
+            skipped = np.flatnonzero(count > few)
+            self._limit[skipped] = -np.inf
+            self._result.exact[skipped] = False
+            pairs = pairs[count[pairs.query] <= few]
+            pairs = self._look_first(pairs)
+        if len(pairs):
+            self._enter(pairs)
+        return skipped
+
+    def _look_first(self, pairs: _Pairs) -> _Pairs:
+        """Leave out what the distances of the first few candidates of each query exclude."""
+        if len(pairs) <= 2 * _FIRST_LOOK * len(self._x):
+            return pairs
+        first = _lowest_of_each(pairs, _FIRST_LOOK)
+        nearest = self._result.squared.copy()
+        np.minimum.at(nearest, first.query, pair_distances(self._x, first.query, self._bank, first.row))
+        return pairs[pairs.bound <= self._questions.limits(nearest)[pairs.query]]
+
+    def _enter(self, pairs: _Pairs) -> None:
+        """Enter the nearest candidate of each query, ties to the lowest row, where nothing exact is nearer."""
+        order = np.argsort(pairs.query, kind="stable")
+        query, row = pairs.query[order], pairs.row[order]
+        squared = pair_distances(self._x, query, self._bank, row)
+        starts = np.flatnonzero(np.diff(query, prepend=-1))
+        if len(starts) < len(query):
+            lengths = np.diff(starts, append=len(query))
+            least = np.minimum.reduceat(squared, starts)
+            row = np.minimum.reduceat(np.where(squared == np.repeat(least, lengths), row, len(self._bank)), starts)
+            query, squared = query[starts], least
+        known = self._result
+        nearer = (squared < known.squared[query]) | ((squared == known.squared[query]) & (row < known.rows[query]))
+        nearer |= ~known.exact[query]
+        place = query[nearer]
+        known.squared[place], known.rows[place], known.exact[place] = squared[nearer], row[nearer], True
+        self._limit[place] = self._questions.limits(squared[nearer], place)
 
 
 def _lowest_of_each(pairs: _Pairs, count: int) -> _Pairs:

@@ -17,18 +17,25 @@ _REDUCED_DIMS = 48
 # Without a floor every patch keeps candidates: below this the whole product costs less than they do.
 _REDUCED_FOR_ALL_FROM_ROWS = 8192
 
-# Searched before the offers of other frames are looked at: what they need not beat is the best of these.
-_FIRST_SEARCHES = 16
+# Searched before all others: what the rest need not beat is the best of these.
+_FIRST_SEARCHES = 8
+
+# Of the patches, those with the largest bounds are offered what other frames and the patches next door found.
+_OFFERED_SHARE = 1 / 8
+
+# More patches than this still open: hints of another place. One block of the bank bounds them for less than
+# searching them one after the other takes.
+_LOST = 96
 
 
 class CertifiedEngine:
     """Bounds from where the frames before found their neighbours, then proof.
 
     A line shows the same part in the same place: the row that was nearest to a patch of the last frame is
-    near to the same patch of this one. Its distance is a bound for the price of one subtraction; of 1,024
-    patches of good bottles all but some 90 are decided by it. Those try what earlier frames and the patches
-    next door found; what is still open is searched exactly, the highest bound first (`core.proof`). Hints
-    only order the work: no result depends on them.
+    near to the same patch of this one. Its distance is a bound for the price of one subtraction. The patches
+    with the largest bounds try what earlier frames and the patches next door found; those that may still be
+    the farthest are searched exactly, the highest bound first (`core.proof`). Hints only order the work: no
+    result depends on them.
     """
 
     name = "certified"
@@ -43,25 +50,31 @@ class CertifiedEngine:
         """See `engines.nearest.NearestNeighbour.maximum`."""
 
         def search(which: NDArray[np.int64], floor: float) -> Nearest:
-            return self._search.nearest(patches[which], floor)
+            return self._search.nearest(patches[which], floor, within=nearest.squared[which])
 
-        nearest, first = Nearest.unknown(len(patches)), 0
         if hints is not None and hints.shape[1] == len(patches):
+            nearest = Nearest.unknown(len(patches))
             nearest.rows[:] = hints[0]
             nearest.squared[:] = upper_bounds(patches, self._bank, nearest.rows)
-            top = undecided(nearest)[:_FIRST_SEARCHES]
-            nearest.take(top, search(top, -np.inf))
-            first = len(top)
-            self._improve(patches, nearest, hints[1:])
-            self._improve(patches, nearest, nearest.rows[_next_door(grid)])
+            self._improve(patches, nearest, np.concatenate([hints[1:], hints[0][_next_door(grid)]]))
+        else:
+            nearest = self._glance(patches)
+        first = undecided(nearest)[:_FIRST_SEARCHES]
+        nearest.take(first, search(first, -np.inf))
+        rest = undecided(nearest)
+        if len(rest) > _LOST:
+            nearest.take(rest, self._glance(patches[rest]))
         squared, patch, searches = prove_maximum(nearest, search)
-        return Maximum(patch, int(nearest.rows[patch]), squared, nearest, first + searches)
+        return Maximum(patch, int(nearest.rows[patch]), squared, nearest, len(first) + searches)
+
+    def _glance(self, patches: NDArray[np.float32]) -> Nearest:
+        """Bounds from the nearest of some rows, the same for all patches."""
+        return self._search.nearest(patches, np.inf, reduced=False)
 
     def _improve(self, patches: NDArray[np.float32], nearest: Nearest, offers: NDArray[np.int64]) -> None:
-        """Lower the bounds of patches that are still open by the nearest of the rows offered, (K, P) int64."""
-        which = undecided(nearest)
-        if not len(which) or not len(offers):
-            return
+        """Lower the largest bounds by the nearest of the rows offered, (K, P) int64."""
+        count = max(1, int(len(patches) * _OFFERED_SHARE))
+        which = np.argpartition(nearest.squared, len(patches) - count)[-count:]
         offered = offers[:, which]
         every = np.tile(which, len(offers))
         bounds = upper_bounds(patches[every], self._bank, offered.ravel()).reshape(offered.shape)
@@ -71,7 +84,9 @@ class CertifiedEngine:
 
     def complete(self, patches: NDArray[np.float32]) -> Nearest:
         """See `engines.nearest.NearestNeighbour.complete`."""
-        return self._search.nearest(patches, reduced=len(self._bank) >= _REDUCED_FOR_ALL_FROM_ROWS)
+        if len(self._bank) < _REDUCED_FOR_ALL_FROM_ROWS:
+            return self._search.nearest(patches, reduced=False)
+        return self._search.nearest(patches, within=self._glance(patches).squared)
 
     def neighbours(self, row: int, count: int) -> NDArray[np.int64]:
         """See `engines.nearest.NearestNeighbour.neighbours`; remembered, for the same rows come again."""

@@ -150,16 +150,21 @@ def test_bounds_enclose_the_distance_by_direct_difference(
         assert (upper_bounds(queries, bank, np.full(5, column)) >= exact[:, column]).all()
     mean = bank.mean(axis=0)
     z, y = queries - mean, bank - mean
-    tables = [(Table(y, squared_norms(y)), z)]
+    tables = [(Table(y, squared_norms(y)), z, None)]
     if dims < dim - 1:
         rotation = Rotation.of(y, dims)
         reduced = rotation.reduce(y, squared_norms(y))
-        tables.append((Table(reduced, squared_norms(y)), rotation.reduce(z, squared_norms(z))))
-    for table, asked in tables:
-        questions = table.ask(asked, squared_norms(z))
-        lower = np.concatenate(table.products(questions), axis=1).astype(float) + questions.offset[:, None]
-        assert (lower <= exact).all()
-        assert (np.concatenate(table.products(questions), axis=1) <= questions.limits(exact.max(axis=1))[:, None]).all()
+        tables.append((Table(reduced, squared_norms(y)), rotation.reduce(z, squared_norms(z)), squared_norms(z)))
+    for table, asked, norms in tables:
+        questions = table.ask(asked, norms)
+        products = table.products(questions.left, 0, rows)
+        assert (products.astype(float) + questions.offset[:, None] <= exact).all()
+        assert (products <= questions.limits(exact.max(axis=1))[:, None]).all()
+    table, asked, _ = tables[0]
+    questions = table.ask(queries, centre=mean)
+    products = table.products(questions.left, 0, rows)
+    query, row = (index.ravel() for index in np.indices(products.shape))
+    assert (table.upper(questions, query, products.ravel(), row).reshape(exact.shape) >= exact).all()
 
 
 class NoExtractor:
