@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edge_daemon.artefact.recipe import Golden, Recipe, load_recipe
 from edge_daemon.core.decision import Evidence, Thresholds, judge_score
-from edge_daemon.detectors.base import Detector, judge_picture
+from edge_daemon.detectors.base import Detector, Features
 from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
 from edge_daemon.engines.nearest import make_engine
 from edge_daemon.engines.sessions import Sessions
@@ -64,7 +64,14 @@ def golden_tolerance(provider: str, precision: str) -> float:
 
 def check_golden(recipe: Recipe, detector: Detector, golden: Golden) -> Evidence:
     """One golden sample through the live engine. Raises RecipeGoldenError when it comes out otherwise."""
-    evidence = judge_picture(detector, golden.pixels)
+    return check_golden_features(
+        recipe, detector, golden, detector.extractor.extract(detector.prepare(golden.pixels)[None])[0]
+    )
+
+
+def check_golden_features(recipe: Recipe, detector: Detector, golden: Golden, features: Features) -> Evidence:
+    """The second half of `check_golden`, from what the extractor gave for the sample, (gh, gw, D) float32."""
+    evidence = detector.judge(features, detector.thresholds)
     provider = detector.extractor.provider
     tolerance = golden_tolerance(provider, recipe.manifest.backbone.precision)
     for name, found, expected in (

@@ -1,16 +1,25 @@
-"""The one thread that calls models and search."""
+"""Where frames are judged: each brought to model size by its reader's thread, then one thread that calls the
+model and one that searches.
+
+The search of one frame runs while the model has the next: it uses one core, and a small model does not fill two.
+A frame alone passes from thread to thread without waiting for anybody.
+"""
 
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from edge_daemon.artefact.recipe import Golden
 from edge_daemon.core.clock import Clock
 from edge_daemon.core.decision import Evidence, Reason, Thresholds, judge_score
-from edge_daemon.detectors.loading import ReadyRecipe, check_golden
+from edge_daemon.detectors.base import Features
+from edge_daemon.detectors.loading import ReadyRecipe, check_golden_features
 from edge_daemon.errors import EdgeError, PictureError
 from edge_daemon.pipeline.inspection import ViewOutcome
 from edge_daemon.pipeline.stages import Stages
@@ -19,12 +28,43 @@ from edge_daemon.pipeline.station import Station, Work
 _IDLE_POLL_S = 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A frame at model size, (H, W, 3) uint8."""
+
+    work: Work
+    picture: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class _Extracted:
+    """A frame's features, and when the model was called and done (monotonic nanoseconds)."""
+
+    work: Work
+    features: Features
+    model_ns: int
+    features_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class _GoldenExtracted:
+    """The same of a golden sample of an idle station; error: what the model said instead."""
+
+    station: Station
+    camera: str
+    ready: ReadyRecipe
+    golden: Golden
+    begun_ns: int
+    features: Features | None
+    error: str | None = None
+
+
 class Compute:
     """Judges frames in batches that a deadline closes, and golden samples when there is nothing to do.
 
     max_batch: most frames in one model run; batch_wait_ns: how long the first frame of a batch waits for
     more; fatal: told of an exception that is no EdgeError, after which every frame fails.
-    The queue is unbounded here: the stations bound it, by the triggers they let in.
+    The queues are unbounded here: the stations bound them, by the triggers they let in.
     """
 
     def __init__(
@@ -40,119 +80,190 @@ class Compute:
         self._max_batch = max_batch
         self._batch_wait_ns = batch_wait_ns
         self._fatal = fatal
-        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._postponed: deque[Work] = deque()
-        self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
+        self._to_model: queue.SimpleQueue[_Prepared | None] = queue.SimpleQueue()
+        self._to_search: queue.SimpleQueue[_Extracted | _GoldenExtracted | None] = queue.SimpleQueue()
+        self._postponed: deque[_Prepared] = deque()
+        self._threads = (
+            threading.Thread(target=self._guarded, args=(self._run_model,), name="model", daemon=True),
+            threading.Thread(target=self._guarded, args=(self._run_search,), name="search", daemon=True),
+        )
         self._broken = False
         self._golden_turn = 0
+        self._golden_under_way: set[str] = set()  # stations; added by one thread, taken out by the other
         self._stages = Stages()
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Finish what is queued and stop."""
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
+        if self._threads[0].is_alive():
+            self._to_model.put(None)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     def submit(self, work: Work) -> None:
-        """Queue one frame."""
-        self._queue.put(work)
+        """Bring one frame to model size, in this thread, and queue it. A frame that does not fit its recipe fails
+        here and now."""
+        begun = time.perf_counter()
+        try:
+            picture = _recipe(work).detector.prepare(work.frame.pixels)
+        except PictureError:
+            self._fail([work], Reason.FRAME_SIZE)
+        except EdgeError:
+            self._fail([work], Reason.ENGINE)
+        except Exception as error:
+            self._defect([work], error)
+        else:
+            self._stages.add("prepare", (time.perf_counter() - begun) * 1e3)
+            self._to_model.put(_Prepared(work, picture))
 
     def stages_ms(self) -> dict[str, float]:
         """Median milliseconds of each stage over the last frames: prepare, model, search, boxes (of frames that
         needed any), record (the outcome made and handed to the journal)."""
         return self._stages.medians()
 
-    # -- the thread ----------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        while True:
-            work = self._next(_IDLE_POLL_S)
-            if work is None:
-                return
-            if isinstance(work, Work):
-                self._judge(self._batch(work))
-            else:
-                self._inspect_golden()
-
-    def _next(self, timeout_s: float) -> "Work | _Nothing | None":
-        if self._postponed:
-            return self._postponed.popleft()
-        try:
-            return self._queue.get(timeout=timeout_s)
-        except queue.Empty:
-            return _NOTHING
-
-    def _batch(self, first: Work) -> list[Work]:
-        """The first frame and those that may share its model run, until the batch is full or time is up."""
-        batch = [first]
-        key = _recipe(first).detector.extractor.key
-        closes_ns = time.monotonic_ns() + self._batch_wait_ns
-        while len(batch) < self._max_batch:
-            try:
-                work = self._queue.get(timeout=max(0.0, (closes_ns - time.monotonic_ns()) / 1e9))
-            except queue.Empty:
-                break
-            if work is None:
-                self._queue.put(None)
-                break
-            if _recipe(work).detector.extractor.key == key:
-                batch.append(work)
-            else:
-                self._postponed.append(work)
-                break
-        return batch
-
-    def _judge(self, batch: list[Work]) -> None:
-        try:
-            self._judge_open([work for work in batch if not work.inspection.finished])
-        except EdgeError:
-            self._fail(batch, Reason.ENGINE)
-        except Exception as error:  # a defect of the program: fail these parts, stop loudly
-            self._fail(batch, Reason.ENGINE)
-            self._stop_for(error)
-
-    def _stop_for(self, error: Exception) -> None:
-        self._broken = True
-        self._fatal(error)
-
-    def _fail(self, batch: list[Work], reason: Reason) -> None:
-        for work in batch:
+    def _fail(self, works: Sequence[Work], reason: Reason) -> None:
+        for work in works:
             if work.camera not in work.inspection.outcomes:
                 work.station.view_done(work.inspection, work.camera, ViewOutcome.failed(reason, work.frame))
 
-    def _judge_open(self, batch: list[Work]) -> None:
-        if self._broken:
-            self._fail(batch, Reason.ENGINE)
-            return
-        started = time.perf_counter()
-        prepared, pictures = [], []
-        for work in batch:
+    def _defect(self, works: Sequence[Work], error: Exception) -> None:
+        """A defect of the program: fail these parts, judge nothing more, stop loudly."""
+        self._broken = True
+        self._fail(works, Reason.ENGINE)
+        self._fatal(error)
+
+    def _guarded(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except Exception as error:  # nobody judges any more: the parts under way are accounted for at the next start
+            self._defect([], error)
+
+    # -- the thread of the model ---------------------------------------------------------------------
+
+    def _run_model(self) -> None:
+        try:
+            while (prepared := self._next(_IDLE_POLL_S)) is not None:
+                if isinstance(prepared, _Prepared):
+                    self._extract(self._batch(prepared))
+                elif not self._broken:
+                    self._extract_golden()
+        finally:
+            self._to_search.put(None)
+
+    def _next(self, timeout_s: float) -> "_Prepared | _Nothing | None":
+        if self._postponed:
+            return self._postponed.popleft()
+        try:
+            return self._to_model.get(timeout=timeout_s)
+        except queue.Empty:
+            return _NOTHING
+
+    def _batch(self, first: _Prepared) -> list[_Prepared]:
+        """The first frame and those that may share its model run, until the batch is full or time is up."""
+        batch = [first]
+        key = _recipe(first.work).detector.extractor.key
+        closes_ns = time.monotonic_ns() + self._batch_wait_ns
+        while len(batch) < self._max_batch:
             try:
-                pictures.append(_recipe(work).detector.prepare(work.frame.pixels))
-                prepared.append(work)
-            except PictureError:
-                work.station.view_done(work.inspection, work.camera, ViewOutcome.failed(Reason.FRAME_SIZE, work.frame))
-        if not prepared:
+                prepared = self._to_model.get(timeout=max(0.0, (closes_ns - time.monotonic_ns()) / 1e9))
+            except queue.Empty:
+                break
+            if prepared is None:
+                self._to_model.put(None)
+                break
+            if _recipe(prepared.work).detector.extractor.key == key:
+                batch.append(prepared)
+            else:
+                self._postponed.append(prepared)
+                break
+        return batch
+
+    def _extract(self, batch: list[_Prepared]) -> None:
+        batch = [prepared for prepared in batch if not prepared.work.inspection.finished]
+        works = [prepared.work for prepared in batch]
+        if self._broken or not batch:
+            self._fail(works, Reason.ENGINE)
             return
         model_ns = self._clock.monotonic_ns()
-        resized = time.perf_counter()
-        features = _recipe(prepared[0]).detector.extractor.extract(np.stack(pictures))
+        begun = time.perf_counter()
+        try:
+            pictures = batch[0].picture[None] if len(batch) == 1 else np.stack([prepared.picture for prepared in batch])
+            features = _recipe(works[0]).detector.extractor.extract(pictures)
+        except EdgeError:
+            self._fail(works, Reason.ENGINE)
+            return
+        except Exception as error:
+            self._defect(works, error)
+            return
         features_ns = self._clock.monotonic_ns()
-        self._stages.add("prepare", (resized - started) * 1e3 / len(batch))
-        self._stages.add("model", (time.perf_counter() - resized) * 1e3 / len(prepared))
-        for work, feature in zip(prepared, features, strict=True):
-            begun = time.perf_counter()
-            detector = _recipe(work).detector
-            evidence = detector.judge(feature, detector.thresholds)
-            verdict = judge_score(evidence.score, evidence.max_distance, detector.thresholds)
-            judged = time.perf_counter()
-            self._time_judgement(evidence, detector.thresholds, (judged - begun) * 1e3)
-            outcome = ViewOutcome(verdict, work.frame, evidence, model_ns, features_ns, self._clock.monotonic_ns())
-            work.station.view_done(work.inspection, work.camera, outcome)
-            self._stages.add("record", (time.perf_counter() - judged) * 1e3)
+        self._stages.add("model", (time.perf_counter() - begun) * 1e3 / len(batch))
+        for work, feature in zip(works, features, strict=True):
+            self._to_search.put(_Extracted(work, feature, model_ns, features_ns))
+
+    def _extract_golden(self) -> None:
+        """One golden sample of each station that has waited long enough, as long as all of them are idle."""
+        for station in self._stations:
+            now = self._clock.monotonic_ns()
+            camera, recipes = station.golden_due(now), station.recipes
+            if (
+                camera is None
+                or recipes is None
+                or not self._to_model.empty()
+                or station.name in self._golden_under_way
+            ):
+                continue
+            ready = recipes.views[camera]
+            golden = ready.recipe.golden[self._golden_turn % len(ready.recipe.golden)]
+            self._golden_turn += 1
+            features, failure = None, None
+            try:
+                features = ready.detector.extractor.extract(ready.detector.prepare(golden.pixels)[None])[0]
+            except EdgeError as error:
+                failure = str(error)
+            except Exception as error:
+                self._defect([], error)
+                return
+            self._golden_under_way.add(station.name)
+            self._to_search.put(_GoldenExtracted(station, camera, ready, golden, now, features, failure))
+
+    # -- the thread of the search --------------------------------------------------------------------
+
+    def _run_search(self) -> None:
+        while (extracted := self._to_search.get()) is not None:
+            if isinstance(extracted, _GoldenExtracted):
+                self._judge_golden(extracted)
+            else:
+                self._judge(extracted)
+
+    def _judge(self, extracted: _Extracted) -> None:
+        work = extracted.work
+        if work.inspection.finished:
+            return
+        if self._broken:
+            self._fail([work], Reason.ENGINE)
+            return
+        try:
+            self._judge_open(extracted)
+        except EdgeError:
+            self._fail([work], Reason.ENGINE)
+        except Exception as error:
+            self._defect([work], error)
+
+    def _judge_open(self, extracted: _Extracted) -> None:
+        begun = time.perf_counter()
+        work, detector = extracted.work, _recipe(extracted.work).detector
+        evidence = detector.judge(extracted.features, detector.thresholds)
+        verdict = judge_score(evidence.score, evidence.max_distance, detector.thresholds)
+        judged = time.perf_counter()
+        self._time_judgement(evidence, detector.thresholds, (judged - begun) * 1e3)
+        judged_ns = self._clock.monotonic_ns()
+        outcome = ViewOutcome(verdict, work.frame, evidence, extracted.model_ns, extracted.features_ns, judged_ns)
+        work.station.view_done(work.inspection, work.camera, outcome)
+        self._stages.add("record", (time.perf_counter() - judged) * 1e3)
 
     def _time_judgement(self, evidence: Evidence, thresholds: Thresholds, ms: float) -> None:
         """Below the pixel threshold a judgement is a search and nothing else; beyond, what it takes longer than
@@ -162,26 +273,19 @@ class Compute:
         elif (search_ms := self._stages.median("search")) is not None:
             self._stages.add("boxes", max(0.0, ms - search_ms))
 
-    def _inspect_golden(self) -> None:
-        """One golden sample of the station that has waited longest, when all of them are idle."""
-        now = self._clock.monotonic_ns()
-        for station in self._stations:
-            camera = station.golden_due(now)
-            recipes = station.recipes
-            if camera is None or recipes is None or not self._queue.empty():
-                continue
-            ready = recipes.views[camera]
-            error: str | None = None
-            try:
-                golden = ready.recipe.golden[self._golden_turn % len(ready.recipe.golden)]
-                self._golden_turn += 1
-                check_golden(ready.recipe, ready.detector, golden)
-            except EdgeError as failure:
-                error = str(failure)
-            except Exception as failure:  # a defect of the program
-                self._stop_for(failure)
-                return
-            station.golden_done(camera, self._clock.monotonic_ns() - now, error)
+    def _judge_golden(self, sample: _GoldenExtracted) -> None:
+        error = sample.error
+        try:
+            if sample.features is not None:
+                ready = sample.ready
+                check_golden_features(ready.recipe, ready.detector, sample.golden, sample.features)
+        except EdgeError as failure:
+            error = str(failure)
+        except Exception as failure:
+            self._defect([], failure)
+            return
+        sample.station.golden_done(sample.camera, self._clock.monotonic_ns() - sample.begun_ns, error)
+        self._golden_under_way.discard(sample.station.name)
 
 
 class _Nothing:

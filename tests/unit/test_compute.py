@@ -187,6 +187,134 @@ def test_a_score_that_is_not_finite_is_no_verdict(poison: float) -> None:
         assert evaluations(it.station.wait_for(1)) == [Evaluation.UNDEFINED]
 
 
+def test_one_frame_is_searched_while_the_model_has_the_next() -> None:
+    with bench(max_batch=1) as it:
+        detector = FakeDetector(FakeExtractor())
+        second_in_model, first_searched = threading.Event(), threading.Event()
+
+        def extract(batch: np.ndarray) -> np.ndarray:
+            if batch.max() == 20:
+                second_in_model.set()
+                assert first_searched.wait(10), "the first frame is not searched before the second left the model"
+            return np.full((1, 1, 1, 1), batch.max(), np.float32)
+
+        def judge(features: np.ndarray, _thresholds: Thresholds) -> Evidence:
+            if features.max() == 10:
+                assert second_in_model.wait(10)
+                first_searched.set()
+            return Evidence(float(features.max()), float(features.max()), (), "exact")
+
+        detector.extractor.extract, detector.judge = extract, judge  # type: ignore[method-assign]
+        it.submit(detector, 10)
+        it.submit(detector, 20)
+        it.compute.start()
+        assert evaluations(it.station.wait_for(2)) == [Evaluation.OK, Evaluation.OK]
+        assert it.fatal == []
+
+
+@pytest.mark.parametrize("call", ["prepare", "judge"])
+def test_a_defect_before_or_after_the_model_fails_the_frame_and_stops_the_daemon(call: str) -> None:
+    with bench(max_batch=1) as it:
+        detector = FakeDetector(FakeExtractor())
+
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError
+
+        setattr(detector, call, broken)
+        it.compute.start()
+        it.submit(detector, 10)
+        it.submit(FakeDetector(FakeExtractor()), 10)
+        assert evaluations(it.station.wait_for(2)) == [Evaluation.UNDEFINED, Evaluation.UNDEFINED]
+        assert {type(e) for e in it.fatal} == {ZeroDivisionError}
+
+
+def test_a_search_that_fails_concerns_its_own_frame_alone() -> None:
+    with bench(max_batch=2, wait_ms=60_000) as it:
+        detector = FakeDetector(FakeExtractor())
+        judge = detector.judge
+
+        def fails_once(features: np.ndarray, thresholds: Thresholds) -> Evidence:
+            if features.max() == 10:
+                raise EdgeError("no memory")
+            return judge(features, thresholds)
+
+        detector.judge = fails_once  # type: ignore[method-assign]
+        it.submit(detector, 10)
+        it.submit(detector, 20)
+        it.compute.start()
+        assert evaluations(it.station.wait_for(2)) == [Evaluation.UNDEFINED, Evaluation.OK]
+        assert it.fatal == []
+
+
+class IdleStation(FakeStation):
+    """Wants golden samples until it had as many as asked for."""
+
+    def __init__(self, detector: FakeDetector, wanted: int) -> None:
+        super().__init__()
+        golden = SimpleNamespace(pixels=np.full((4, 4, 3), 10, np.uint8), file="g.png", score=10.0, max_distance=10.0)
+        golden.evaluation = "OK"
+        manifest = SimpleNamespace(name="r", backbone=SimpleNamespace(precision="fp32"))
+        ready = SimpleNamespace(recipe=SimpleNamespace(golden=(golden,), manifest=manifest), detector=detector)
+        self.recipes = cast(Any, SimpleNamespace(views={"top": ready}))
+        self.wanted = wanted
+        self.errors: list[str | None] = []
+
+    def golden_due(self, _now_ns: int) -> str | None:  # type: ignore[override]
+        return "top" if len(self.errors) < self.wanted else None
+
+    def golden_done(self, _camera: str, took_ns: int, error: str | None) -> None:
+        assert took_ns > 0
+        with self.done:
+            self.errors.append(error)
+            self.done.notify_all()
+
+
+def inspect_golden(detector: FakeDetector, wanted: int = 2) -> tuple[list[str | None], list[BaseException]]:
+    station = IdleStation(detector, wanted)
+    fatal: list[BaseException] = []
+
+    def stop(error: BaseException) -> None:
+        with station.done:
+            fatal.append(error)
+            station.done.notify_all()
+
+    compute = Compute([cast(Any, station)], SystemClock(), 1, 0, stop)
+    compute.start()
+    with station.done:
+        station.done.wait_for(lambda: len(station.errors) >= wanted or fatal, timeout=10)
+    compute.close()
+    return station.errors, fatal
+
+
+def test_an_idle_station_has_golden_samples_go_the_whole_way() -> None:
+    detector = FakeDetector(FakeExtractor())
+    assert inspect_golden(detector) == ([None, None], [])
+    assert detector.extractor.batches == [1, 1]
+
+
+def test_a_golden_sample_that_comes_out_otherwise_is_told() -> None:
+    detector = FakeDetector(FakeExtractor())
+    detector.judge = lambda *_: Evidence(11.0, 11.0, (), "exact")  # type: ignore[method-assign]
+    (error,), fatal = inspect_golden(detector, wanted=1)
+    assert error is not None
+    assert "g.png" in error
+    assert fatal == []
+
+
+def test_a_model_that_fails_on_a_golden_sample_is_told() -> None:
+    detector = FakeDetector(FakeExtractor())
+    detector.extractor.fails_at = EdgeError("the device is gone")
+    assert inspect_golden(detector, wanted=1) == (["the device is gone"], [])
+
+
+def test_a_golden_sample_that_cannot_be_searched_for_a_defect_of_the_program_stops_the_daemon() -> None:
+    detector = FakeDetector(FakeExtractor())
+    detector.judge = lambda *_: 1 / 0  # type: ignore[method-assign,assign,return-value]
+    errors, fatal = inspect_golden(detector, wanted=1)
+    assert errors == []
+    assert [type(e) for e in fatal] == [ZeroDivisionError]
+
+
 def test_frames_of_inspections_that_have_ended_are_not_judged() -> None:
     with bench(max_batch=1) as it:
         detector = FakeDetector(FakeExtractor())
