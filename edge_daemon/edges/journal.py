@@ -53,9 +53,9 @@ log = logging.getLogger(__name__)
 
 AmendmentKind = Literal["delivery", "disposition", "part_id", "journal"]
 
-# Outcomes and trigger ids of this boot kept in memory: twenty minutes at fifty parts a second. The database knows
-# the older ones: by its unique keys, and by `seen`.
-_REMEMBERED: Final = 65_536
+# Outcomes and trigger ids of this boot kept in memory: all that can be on their way to the disk (the queue's 4,096)
+# or be owed to it (as many again). The database knows the older ones: by its unique keys, and by `seen`.
+_REMEMBERED: Final = 8_192
 # Withdrawn records kept until the disk takes them, about 12 MB; past that only the range of numbers is kept.
 _MOST_OWED: Final = 4_096
 _RETRY_S: Final = 1.0
