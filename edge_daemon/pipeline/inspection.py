@@ -66,6 +66,7 @@ class OpenInspection:
     anchor: UtcAnchor
     deadline_ns: int
     simulated: bool = False
+    camera_settings_digest: str = ""
     frames: dict[str, Frame] = field(default_factory=dict)
     outcomes: dict[str, ViewOutcome] = field(default_factory=dict)
     finished: bool = False

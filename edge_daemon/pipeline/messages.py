@@ -104,7 +104,11 @@ def inspection_message(
         reason=verdict.reason.value,
         recipe_set=recipes.digest if recipes else "",
         views=tuple(view_message(camera, outcome, recipes) for camera, outcome in sorted(inspection.outcomes.items())),
-        provenance=Provenance(software=identity.software, config_digest=identity.config_digest),
+        provenance=Provenance(
+            software=identity.software,
+            config_digest=identity.config_digest,
+            camera_settings_digest=inspection.camera_settings_digest,
+        ),
         times=_times(inspection),
         deadline_ms=deadline_ms,
         late=late,

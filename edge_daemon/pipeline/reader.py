@@ -2,9 +2,9 @@
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from edge_daemon.cameras.base import Camera, EndOfFrames, FrameLost
+from edge_daemon.cameras.base import Camera, CameraSilent, EndOfFrames, FrameLost
 from edge_daemon.core.clock import Clock
 from edge_daemon.core.decision import Reason
 from edge_daemon.core.frame import Frame
@@ -13,8 +13,15 @@ from edge_daemon.pipeline.inspection import OpenInspection, ViewOutcome
 from edge_daemon.pipeline.station import Station
 
 _POLL_NS = 50_000_000
-_BACK_OFF_S = (0.1, 0.2, 0.5, 1.0)
-_JOIN_S = 3.0
+_BACK_OFF_S = (0.1, 0.2, 0.5)
+# Two seconds may pass between a fault of an idle camera and the loss of Trigger Ready. A camera that was silent for
+# the first is asked for a sign of life; after the second Trigger Ready drops; after the third it is opened anew.
+_SILENCE_NS, _DOUBT_NS, _PATIENCE_NS = 500_000_000, 100_000_000, 500_000_000
+# A part without a frame gets its record before its deadline, not at it: this much before, or an eighth of it.
+_RESERVE_NS = 50_000_000
+_REPORT_NS = 500_000_000
+# How long a thread may take to let go by itself, and then once its camera was closed under it.
+_JOIN_S, _JOIN_CLOSED_S = 0.5, 2.5
 
 
 class CameraReader:
@@ -42,6 +49,9 @@ class CameraReader:
         self._fatal = fatal
         self._requests: queue.SimpleQueue[OpenInspection | None] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self._sign_of_life_ns = 0
+        self._reported_ns = 0
+        self._reported_settings: Mapping[str, str | int | float | bool] = {}
         self._thread = threading.Thread(target=self._run, name=f"camera-{camera.name}", daemon=True)
 
     @property
@@ -57,6 +67,9 @@ class CameraReader:
         self._requests.put(None)
         if self._thread.is_alive():
             self._thread.join(_JOIN_S)
+        if self._thread.is_alive():
+            self._camera.close()  # the one call that may come from here: it ends the one that hangs
+            self._thread.join(_JOIN_CLOSED_S)
         return not self._thread.is_alive()
 
     def request(self, inspection: OpenInspection) -> None:
@@ -89,12 +102,15 @@ class CameraReader:
             self._fail_requests()
             self._stop.wait(_BACK_OFF_S[min(failures, len(_BACK_OFF_S) - 1)])
             return False
+        self._sign_of_life_ns = self._clock.monotonic_ns()
+        self._report()
         self._station.camera_up(self.name)
         self._on_event("camera_connected", f"camera {self.name} is connected")
         return True
 
     def _lost(self, error: CameraError) -> None:
         self._station.camera_down(self.name, str(error))
+        self._station.camera_counters(self.name, self._camera.counters())
         self._on_event("camera_lost", f"camera {self.name}: {error}")
 
     def _serve_until_lost(self) -> None:
@@ -105,6 +121,7 @@ class CameraReader:
                     serve()
                 except FrameLost as error:
                     self._on_event("frame_lost", str(error))
+                self._report_when_due()
         except EndOfFrames as error:
             self._end_of_replay(error)
         except CameraError as error:
@@ -132,11 +149,50 @@ class CameraReader:
     def _fail(self, inspection: OpenInspection, reason: Reason) -> None:
         self._station.view_done(inspection, self.name, ViewOutcome.failed(reason))
 
+    # -- signs of life -------------------------------------------------------------------------------
+
+    def _check_when_silent(self) -> None:
+        """A camera that has not been heard of for half a second is asked whether it is there. Raises CameraError."""
+        if self._clock.monotonic_ns() - self._sign_of_life_ns >= _SILENCE_NS:
+            self._ask_for_a_sign_of_life(_DOUBT_NS)
+            self._station.camera_answers(self.name)
+
+    def _ask_for_a_sign_of_life(self, doubt_ns: int) -> None:
+        """Raises CameraError when none comes. After `doubt_ns` without one the station takes no triggers and who
+        waits has failed; a PC that was merely busy has some time more before the connection is given up."""
+        try:
+            self._camera.check(doubt_ns)
+        except CameraSilent as error:
+            self._station.camera_down(self.name, str(error))
+            self._camera.check(_PATIENCE_NS)
+            self._station.camera_up(self.name)
+        self._sign_of_life_ns = self._clock.monotonic_ns()
+
+    def _report_when_due(self) -> None:
+        due = self._clock.monotonic_ns() - self._reported_ns >= _REPORT_NS
+        if due or self._camera.settings() != self._reported_settings:
+            self._report()
+
+    def _report(self) -> None:
+        """Tell the station what the camera counts and how it is set."""
+        self._reported_ns = self._clock.monotonic_ns()
+        self._station.camera_counters(self.name, self._camera.counters())
+        settings = self._camera.settings()
+        if settings != self._reported_settings:
+            self._station.camera_settings(self.name, settings)
+            self._reported_settings = settings
+
+    # -- frames --------------------------------------------------------------------------------------
+
     def _serve_trigger(self) -> None:
-        inspection = self._requests.get()
-        self._station.camera_answers(self.name)
-        if inspection is None or inspection.finished:
+        try:
+            inspection = self._requests.get(timeout=_SILENCE_NS / 1e9)
+        except queue.Empty:
+            self._check_when_silent()
             return
+        self._station.camera_answers(self.name)
+        if inspection is None or inspection.finished or self.name in inspection.outcomes:
+            return  # a view that has failed meanwhile must not be exposed: another part may lie there
         try:
             self._discard_old_frames()
             asked_ns = self._clock.monotonic_ns()
@@ -145,11 +201,14 @@ class CameraReader:
         except FrameLost:
             self._fail(inspection, Reason.CAMERA)
             raise
-        self._station.camera_answers(self.name)
         if frame is None:
+            left_ns = inspection.deadline_ns - self._clock.monotonic_ns()
+            self._ask_for_a_sign_of_life(max(0, min(_DOUBT_NS, left_ns // 2)))
             self._fail(inspection, Reason.NO_FRAME)
         else:
+            self._sign_of_life_ns = frame.arrived_ns
             self._station.frame_arrived(inspection, self.name, frame)
+        self._station.camera_answers(self.name)
 
     def _discard_old_frames(self) -> None:
         """A frame that came after its trigger had given up must not be taken for the next part's."""
@@ -157,11 +216,12 @@ class CameraReader:
             self._station.frame_nobody_asked_for(self.name)
 
     def _await_frame(self, inspection: OpenInspection, asked_ns: int) -> Frame | None:
-        """The first frame that arrived after the trigger, or None when the time for it is up."""
-        until_ns = min(asked_ns + self._frame_wait_ns, inspection.deadline_ns)
+        """The first frame exposed after the trigger, or None when the time for it is up."""
+        reserve_ns = min(_RESERVE_NS, (inspection.deadline_ns - inspection.accepted_ns) // 8)
+        until_ns = min(asked_ns + self._frame_wait_ns, inspection.deadline_ns - reserve_ns)
         while (left_ns := until_ns - self._clock.monotonic_ns()) > 0 and not self._stop.is_set():
             frame = self._camera.grab(left_ns)
-            if frame is not None and frame.arrived_ns >= asked_ns:
+            if frame is not None and _exposed_since(frame, asked_ns):
                 return frame
             if frame is not None:
                 self._station.frame_nobody_asked_for(self.name)
@@ -169,6 +229,7 @@ class CameraReader:
 
     def _serve_free_run(self) -> None:
         if self._camera.waits_for_host and not self._station.wait_for_room(_POLL_NS / 1e9):
+            self._check_when_silent()
             return
         try:
             frame = self._camera.grab(_POLL_NS)
@@ -176,5 +237,18 @@ class CameraReader:
             # A part may have been on it: it gets its record.
             self._station.frame_lost(self.name)
             raise
-        if frame is not None:
-            self._station.frame_without_trigger(self.name, frame)
+        if frame is None:
+            self._check_when_silent()
+            return
+        self._sign_of_life_ns = frame.arrived_ns
+        self._station.frame_without_trigger(self.name, frame)
+
+
+def _exposed_since(frame: Frame, asked_ns: int) -> bool:
+    """Whether the frame can be the answer to a trigger at `asked_ns`. A time of exposure after the arrival is none:
+    the camera's clock has jumped, and nothing can be said of the frame."""
+    if frame.exposed_ns is None:
+        return frame.arrived_ns >= asked_ns
+    earliest_ns = asked_ns - frame.exposed_uncertainty_ns
+    latest_ns = frame.arrived_ns + frame.exposed_uncertainty_ns
+    return frame.arrived_ns >= asked_ns and earliest_ns <= frame.exposed_ns <= latest_ns

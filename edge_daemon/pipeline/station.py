@@ -1,10 +1,12 @@
 """A station: accepts triggers, keeps what is open, and gives each trigger exactly one outcome."""
 
+import hashlib
+import json
 import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -74,6 +76,8 @@ class _CameraState:
     frames: int = 0
     inspected: int = 0
     untriggered: int = 0
+    counters: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
 
 class Station:
@@ -103,6 +107,7 @@ class Station:
         self._quantiles_ns = 0
         self._camera_states = {camera: _CameraState() for camera in self.cameras}
         self._last_inspected_ns = dict.fromkeys(self.cameras, 0)
+        self._camera_settings_digest = ""
         self._simulated = False
         self._submit: Callable[[Work], None] = _unattached
         self._request_frame: Mapping[str, Callable[[OpenInspection], None]] = {}
@@ -196,6 +201,7 @@ class Station:
                 anchor=anchor,
                 deadline_ns=now + int(self.config.deadline_ms * 1e6),
                 simulated=self._simulated,
+                camera_settings_digest=self._camera_settings_digest,
             )
             refusal = self._refusal(bool(again))
             self._accepted += 1
@@ -245,9 +251,10 @@ class Station:
         """A view's frame is there; it is judged unless the inspection has ended meanwhile."""
         with self._lock:
             self._camera_states[camera].frames += 1
-            if inspection.finished:
+            if inspection.finished or camera in inspection.outcomes:
                 return
             inspection.frames[camera] = frame
+            inspection.camera_settings_digest = self._camera_settings_digest
         self._submit(Work(self, inspection, camera, frame))
 
     def view_done(self, inspection: OpenInspection, camera: str, outcome: ViewOutcome) -> None:
@@ -255,7 +262,7 @@ class Station:
         with self._lock:
             if outcome.evidence is not None:
                 self._inspected(camera)
-            if inspection.finished:
+            if inspection.finished or camera in inspection.outcomes:  # a view that has failed stays so
                 self._second_outcomes += 1
                 return
             inspection.outcomes[camera] = outcome
@@ -418,6 +425,19 @@ class Station:
         """The camera's reader is not stuck in a call that hangs, or no longer."""
         self.all_clear(f"silent {camera}")
 
+    def camera_counters(self, camera: str, counters: Mapping[str, int]) -> None:
+        """What the camera and its stream have counted so far, for status and metrics."""
+        with self._lock:
+            self._camera_states[camera].counters = dict(counters)
+
+    def camera_settings(self, camera: str, settings: Mapping[str, str | int | float | bool]) -> None:
+        """The settings that were read back from the open camera; the digest of all cameras' goes into results."""
+        with self._lock:
+            self._camera_states[camera].settings = dict(settings)
+            of_all = {name: state.settings for name, state in self._camera_states.items() if state.settings}
+            text = json.dumps(of_all, sort_keys=True, separators=(",", ":"))
+            self._camera_settings_digest = hashlib.sha256(text.encode()).hexdigest() if of_all else ""
+
     def frame_nobody_asked_for(self, camera: str) -> None:
         """A frame came without a trigger in triggered use; it is counted and never judged."""
         with self._lock:
@@ -511,6 +531,7 @@ class Station:
                 "waiting_for_journal": len(self._concluding),
                 "second_outcomes": self._second_outcomes,
                 "untriggered_frames": {c: s.untriggered for c, s in self._camera_states.items()},
+                "camera_counters": {c: s.counters for c, s in self._camera_states.items()},
             }
             if self._recipes is not None:
                 details["providers"] = sorted({ready.provider for ready in self._recipes.views.values()})

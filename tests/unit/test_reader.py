@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -30,6 +30,9 @@ class ScriptedCamera:
         self.buffer: deque[Frame] = deque()
         self.answers: deque[list[Frame] | CameraError] = deque()
         self.opened = 0
+        self.checks: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.silence: deque[CameraError] = deque()
+        self.set_to: dict[str, str | int | float | bool] = {"gain_db": 3.0}
         self.exposed: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._ids = iter(range(1, 1000))
 
@@ -49,7 +52,15 @@ class ScriptedCamera:
         self.buffer.extend(answer)
 
     def check(self, timeout_ns: int) -> None:
-        pass
+        self.checks.put(timeout_ns)
+        if self.silence:
+            raise self.silence.popleft()
+
+    def counters(self) -> Mapping[str, int]:
+        return {"completed": 7}
+
+    def settings(self) -> Mapping[str, str | int | float | bool]:
+        return self.set_to
 
     def grab(self, timeout_ns: int) -> Frame | None:
         if self.buffer:
