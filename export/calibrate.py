@@ -80,7 +80,7 @@ def score_pictures(
 
 def features_of(extractor: Extractor, pictures: Gathered, index: int) -> NDArray[np.float32]:
     """(gh, gw, D) float32 of one picture. Raises CalibrationError when they are not finite."""
-    features: NDArray[np.float32] = extractor.extract(np.ascontiguousarray(pictures.inputs[index : index + 1]))[0]
+    features: NDArray[np.float32] = extractor.extract(pictures.picture(index))[0]
     if not np.isfinite(features).all():
         raise CalibrationError(
             f"the backbone gives NaN or infinity for {pictures.names[index]}: a graph of lower precision may "

@@ -49,6 +49,12 @@ class Gathered:
     copies: int
     near_copies: int = 0
 
+    def picture(self, index: int) -> NDArray[np.uint8]:
+        """(1, H, W, 3) uint8, a copy, so that the scratch file's page need not stay in memory."""
+        copy = np.array(self.inputs[index : index + 1])
+        releasing(self.inputs, every=1)()
+        return copy
+
     def indices(self, blocks: Sequence[str]) -> NDArray[np.int64]:
         """Pictures of these blocks."""
         wanted = set(blocks)

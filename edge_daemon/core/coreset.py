@@ -29,6 +29,10 @@ Int64 = NDArray[np.int64]
 Progress = Callable[[int], None]
 
 POOL_ROWS = 2048
+_LARGEST_POOL_ROWS = 1 << 15
+_ROWS_PER_POOL_ROW = 256  # of millions of rows, so that the passes over all of them stay few
+_SWEEP_BYTES = 512 << 20  # of embeddings that a pass stays among before it goes on
+_PRODUCT_VALUES = 1 << 20  # of a matrix product: four megabytes
 BLOCK_ROWS = 4096
 GROUPS = 128
 _UNIT_ROUNDOFF = 2.0**-24
@@ -315,19 +319,24 @@ class _Greedy:
         """Bring the rows outside the pool up to date with the centres taken since the last call.
 
         Group by group of neighbouring clusters: the few new centres that can matter to a group make one
-        small matrix product with its rows (measured: 5 to 10% of all pairs, on patch embeddings).
+        small matrix product with its rows (measured: 5 to 10% of all pairs, on patch embeddings). Which rows and
+        centres these are needs no embeddings; those are then swept once from front to back, so that a mapped file
+        that is larger than the memory is read once a pass, not once a group.
         """
         groups = self._groups_of_centres()
         of_row = np.where(self._in_pool, np.int16(-2), groups[self.nearest])
         order = np.argsort(of_row, kind="stable")
         bounds = np.searchsorted(of_row[order], np.arange(-1, GROUPS + 1))
-        unassigned = order[bounds[0] : bounds[1]]
-        self._settle_rows(unassigned, np.arange(self._settled, self.taken))
+        tasks = [(order[bounds[0] : bounds[1]], np.arange(self._settled, self.taken))]
         for group in range(GROUPS):
-            self._pause()
             rows = order[bounds[group + 1] : bounds[group + 2]]
             if len(rows):
-                self._settle_rows(*self._pruned(rows, np.flatnonzero(groups[:-1] == group)))
+                tasks.append(self._pruned(rows, np.flatnonzero(groups[:-1] == group)))
+        step = max(BLOCK_ROWS, _SWEEP_BYTES // (4 * self.embeddings.shape[1]))
+        for begin in range(0, len(self.embeddings), step):
+            for rows, ordinals in tasks:
+                first, last = np.searchsorted(rows, [begin, begin + step])
+                self._settle_rows(rows[first:last], ordinals)
         self._settled = self.taken
 
     def _take(self, row: int) -> int:
@@ -339,8 +348,9 @@ class _Greedy:
         return ordinal
 
     def _open_pool(self) -> _Pool:
-        """The POOL_ROWS farthest rows; among equally far ones those with the lowest index."""
-        size = min(POOL_ROWS, len(self.squared))
+        """The farthest rows; among equally far ones those with the lowest index."""
+        wanted = max(POOL_ROWS, min(len(self.squared) // _ROWS_PER_POOL_ROW, _LARGEST_POOL_ROWS))
+        size = min(wanted, len(self.squared))
         self._in_pool[:] = False
         if size < len(self.squared):
             limit = np.partition(self.squared, len(self.squared) - size)[len(self.squared) - size]
@@ -384,31 +394,42 @@ class _Greedy:
         Triangle inequality: c is no closer to x than x's centre j when d(c, j) >= 2 d(x, j).
         """
         new = slice(self._settled, self.taken)
-        sums = self.centre_norms[clusters, None] + self.centre_norms[None, new]
-        apart = sums * (1 - self._relative_error) - 2 * (self.centres[clusters] @ self.centres[new].T)
         cluster = np.searchsorted(clusters, self.nearest[rows])
         reach = (4 * _PRUNING_SLACK**2) * self.squared[rows]
-        touched = apart.min(axis=1)[cluster] < reach
-        radius = np.full(len(clusters), _CHOSEN)
-        np.maximum.at(radius, cluster[touched], reach[touched])
-        return rows[touched], self._settled + np.flatnonzero((apart < radius[:, None]).any(axis=0))
+        touched = np.zeros(len(rows), np.bool_)
+        reaching = np.zeros(self.taken - self._settled, np.bool_)
+        step = max(1, _PRODUCT_VALUES // len(reaching))
+        for begin in range(0, len(clusters), step):
+            some = clusters[begin : begin + step]
+            inside = np.flatnonzero((cluster >= begin) & (cluster < begin + step))
+            sums = self.centre_norms[some, None] + self.centre_norms[None, new]
+            apart = sums * (1 - self._relative_error) - 2 * (self.centres[some] @ self.centres[new].T)
+            near = inside[apart.min(axis=1)[cluster[inside] - begin] < reach[inside]]
+            radius = np.full(len(some), _CHOSEN)
+            np.maximum.at(radius, cluster[near] - begin, reach[near])
+            touched[near] = True
+            reaching |= (apart < radius[:, None]).any(axis=0)
+        return rows[touched], self._settled + np.flatnonzero(reaching)
 
     def _settle_rows(self, rows: Int64, ordinals: Int64) -> None:
         """Exact minima of some rows over some centres."""
+        if not len(rows) or not len(ordinals):
+            return
+        doubled = (-2 * self.centres[ordinals]).T
         # As many rows at a time as keep the product at four megabytes, and the rows themselves a block.
-        step = min(BLOCK_ROWS, max(64, (1 << 20) // max(1, len(ordinals))))
-        for begin in range(0, len(rows) if len(ordinals) else 0, step):
+        step = min(BLOCK_ROWS, max(64, _PRODUCT_VALUES // len(ordinals)))
+        for begin in range(0, len(rows), step):
             self._pause()
-            self._settle_block(rows[begin : begin + step], ordinals)
+            self._settle_block(rows[begin : begin + step], ordinals, doubled)
 
-    def _settle_block(self, rows: Int64, ordinals: Int64) -> None:
-        """The matrix product only proposes.
+    def _settle_block(self, rows: Int64, ordinals: Int64, doubled: Float32) -> None:
+        """The matrix product only proposes. doubled: −2 times the centres of these ordinals, (d, k).
 
         ‖x‖² is the same for a row whatever the centre, so it stays out of the product until rows that
         cannot gain are gone: the large matrix is written once and read once.
         """
         norms, centre_norms = self.norms[rows], self.centre_norms[ordinals]
-        partial = self.embeddings[rows] @ (-2 * self.centres[ordinals]).T
+        partial = self.embeddings[rows] @ doubled
         partial += centre_norms
         error = self._relative_error * (norms + centre_norms.max())
         gaining = np.flatnonzero(partial.min(axis=1) + norms - error < self.squared[rows])
