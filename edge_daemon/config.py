@@ -126,10 +126,10 @@ class EngineConfig(Section):
     """Most frames in one backbone run; 0 for automatic: 1 on the CPU, where batches gain nothing, else 8."""
     batch_wait_ms: Annotated[Number, Field(ge=0, le=1_000)] = 2
     """How long a frame waits for others of its batch, in milliseconds; without effect on batches of one."""
-    search: Literal["auto", "certified", "flat", "numpy"] = "auto"
+    search: Literal["auto", "certified", "flat", "graph", "numpy"] = "auto"
     """Engine of the nearest-neighbour search: `auto` takes what the recipe says. They differ in time, never in a
-    result: `certified` looks only where the answer may change, `flat` compares every row, `numpy` is the slow
-    reference."""
+    result: `certified` looks only where the answer may change, `flat` compares every row, `graph` does so on the
+    provider, with the bank in its memory, `numpy` is the slow reference."""
 
     def batch_limit(self, provider: Provider) -> int:
         """Most frames in one run on the provider that really runs."""

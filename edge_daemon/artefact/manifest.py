@@ -102,7 +102,7 @@ class PatchCorePart(Part):
     upsampling: Literal["nearest", "bilinear"]
     blur: Literal["torch_reflect", "scipy_reflect"]
     blur_sigma_px: Finite
-    engine: Literal["auto", "certified", "flat", "numpy"] = "auto"
+    engine: Literal["auto", "certified", "flat", "numpy", "graph"] = "auto"
 
 
 class Manifest(BaseModel):

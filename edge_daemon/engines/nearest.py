@@ -10,9 +10,12 @@ from edge_daemon.core.distances import LARGEST_SQUARED_NORM, largest_squared_nor
 from edge_daemon.core.proof import Maximum, Nearest, best_of
 from edge_daemon.core.search import ExactSearch
 from edge_daemon.engines.certified import CertifiedEngine
+from edge_daemon.engines.device import SearchGraphs
+from edge_daemon.engines.graph import GraphEngine
+from edge_daemon.engines.sessions import EngineOptions, Sessions
 from edge_daemon.errors import EdgeError
 
-ENGINES = ("auto", "certified", "flat", "numpy")
+ENGINES = ("auto", "certified", "flat", "numpy", "graph")
 
 # Below this a full product takes no longer than finding out what can be left out (deploy/decisions/0005).
 _CERTIFIED_FROM_ROWS = 512
@@ -106,10 +109,16 @@ class NumpyEngine:
         return np.argsort(scan(self._bank[row], self._bank), kind="stable")[:count]
 
 
-def make_engine(name: str, bank: NDArray[np.float32]) -> NearestNeighbour:
+def by_rule(rows: int) -> str:
+    """The engine of a bank that nothing was measured for."""
+    return "certified" if rows >= _CERTIFIED_FROM_ROWS else "flat"
+
+
+def make_engine(name: str, bank: NDArray[np.float32], graphs: SearchGraphs | None = None) -> NearestNeighbour:
     """The engine of that name over (M, D) float32; `auto` is certified, and flat for a small bank.
 
-    Raises EdgeError for an unknown name, an empty bank, and values that are not finite or too large.
+    graphs: where `graph` computes; on the CPU by default. Raises EdgeError for an unknown name, an empty bank,
+    and values that are not finite or too large.
     """
     if bank.ndim != 2 or 0 in bank.shape or bank.dtype != np.float32:
         raise EdgeError(f"a memory bank is (rows, dims) float32 with at least one row, not {bank.shape} {bank.dtype}")
@@ -120,13 +129,13 @@ def make_engine(name: str, bank: NDArray[np.float32]) -> NearestNeighbour:
             f"the memory bank holds values that are not finite or too large (largest squared norm {largest:g}): "
             "nothing can be judged by it; build the recipe anew"
         )
-    if name == "auto":
-        name = "certified" if len(bank) >= _CERTIFIED_FROM_ROWS else "flat"
-    match name:
+    match by_rule(len(bank)) if name == "auto" else name:
         case "certified":
             return CertifiedEngine(bank)
         case "flat":
             return FlatEngine(bank)
+        case "graph":
+            return GraphEngine(bank, graphs or Sessions(EngineOptions()).graphs())
         case "numpy":
             return NumpyEngine(bank)
         case _:

@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edge_daemon.engines.device import BoundGraph, DeviceFeatures, SearchGraphs
 from edge_daemon.errors import EdgeError, ProviderError, RecipeEngineError
 
 PROVIDERS = {
@@ -77,6 +78,7 @@ class OnnxExtractor:
                 "make it with `edge-export backbone`"
             )
         self._input, self._output = inputs[0].name, outputs[0].name
+        self._bound = BoundGraph("backbone", self._session)
         self.key = (sha256, int(shape[1]), int(shape[2]))
         self.provider = str(self._session.get_providers()[0])
 
@@ -89,6 +91,13 @@ class OnnxExtractor:
         if embedding.ndim != 4 or len(embedding) != len(batch):
             raise EdgeError(f"the backbone gave {embedding.shape} for {len(batch)} pictures")
         return embedding
+
+    def extract_on_device(self, batch: NDArray[np.uint8]) -> ort.OrtValue:
+        """(N, H, W, 3) uint8 RGB -> (N, gh, gw, D) float32, left on the device. Raises EdgeError."""
+        (value,), _ = self._bound.run({self._input: batch}, keep=[self._output])
+        if len(value.shape()) != 4 or value.shape()[0] != len(batch):
+            raise EdgeError(f"the backbone gave {tuple(value.shape())} for {len(batch)} pictures")
+        return value
 
 
 def _open_session(model: bytes, options: EngineOptions) -> ort.InferenceSession:
@@ -108,12 +117,52 @@ def _open_session(model: bytes, options: EngineOptions) -> ort.InferenceSession:
     raise RecipeEngineError(f"the backbone graph does not load: {last}") from last
 
 
+def _open_on(model: bytes, provider: str, options: EngineOptions) -> ort.InferenceSession:
+    """A session on that provider and no other. Raises ProviderError, RecipeEngineError."""
+    try:
+        return _create(model, provider, options)
+    except ProviderError:
+        raise
+    except Exception as error:  # onnxruntime raises bare classes of its own
+        raise RecipeEngineError(f"a graph of the search does not load on {provider}: {error}") from error
+
+
+class DeviceExtractor:
+    """A fused backbone whose embeddings stay on the device (`detectors.base.Extractor`).
+
+    With the CPU provider that is ordinary memory, and the embeddings are those of `OnnxExtractor` to the bit.
+    """
+
+    def __init__(self, extractor: OnnxExtractor, graphs: SearchGraphs) -> None:
+        self._backbone = extractor
+        self._graphs = graphs
+        self.key = extractor.key
+        self.provider = extractor.provider
+
+    def extract(self, batch: NDArray[np.uint8]) -> list[DeviceFeatures]:
+        """(N, H, W, 3) uint8 RGB -> N embeddings (gh, gw, D) on the device. Raises EdgeError."""
+        value = self._backbone.extract_on_device(batch)
+        return [DeviceFeatures(value, index, self._graphs) for index in range(len(batch))]
+
+
 class Sessions:
     """Extractors by graph digest: recipes with one graph share one session."""
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
         self._extractors: dict[str, OnnxExtractor] = {}
+        self._graphs: dict[str, SearchGraphs] = {}
+
+    def graphs(self, provider: str = PROVIDERS["cpu"]) -> SearchGraphs:
+        """The graphs of the search for a backbone that runs on `provider`, as onnxruntime names it.
+
+        Those of TensorRT are run by CUDA on the same device: TensorRT builds an engine for every new shape, which
+        takes seconds, and rounds to TF32 by itself.
+        """
+        if provider not in self._graphs:
+            name = "cpu" if provider == PROVIDERS["cpu"] else "cuda"
+            self._graphs[provider] = SearchGraphs(lambda model: _open_on(model, name, self.options))
+        return self._graphs[provider]
 
     def extractor(self, model: bytes, sha256: str) -> OnnxExtractor:
         """The extractor of that graph, loaded on first use. Raises ProviderError, RecipeEngineError."""
