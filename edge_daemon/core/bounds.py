@@ -32,6 +32,25 @@ _POWER_STEPS = 4
 _ALL = slice(None)
 
 
+def multiply(
+    left: NDArray[np.float32], right: NDArray[np.float32], out: NDArray[np.float32] | None = None, repeats: float = 1
+) -> NDArray[np.float32]:
+    """left @ right, (N, K) by (K, M) float32, in the calling thread where all of it takes less time than another
+    thread needs to wake on a busy PC: then in pieces so small that OpenBLAS does not divide them.
+
+    out: (N, M) float32, where to put it; repeats: how many such products follow each other. The same shapes
+    are computed in the same order, whatever the values.
+    """
+    found = np.empty((len(left), right.shape[1]), np.float32) if out is None else out
+    per_column = left.size
+    step = right.shape[1]
+    if per_column * step * repeats <= _ONE_THREAD_PRODUCTS:
+        step = max(1, _UNDIVIDED_PRODUCT // per_column)
+    for i in range(0, right.shape[1], step):
+        np.matmul(left, right[:, i : i + step], out=found[:, i : i + step])
+    return found
+
+
 def squared_norms(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """‖x‖² of each of (N, D) float32, in float64."""
     found = np.empty(len(vectors), np.float64)
@@ -109,20 +128,8 @@ class Table:
         return np.asarray(products + questions.offset[which] + (3 * self.kappa) * sizes + 4 * self._vanished)
 
     def products(self, left: NDArray[np.float32], start: int, stop: int) -> NDArray[np.float32]:
-        """Products of `Questions.left` with the rows start to stop, (Q, stop − start) float32.
-
-        Where all rows together take less than a thread needs to wake on a busy PC, it is done in pieces so
-        small that OpenBLAS keeps them in the calling thread.
-        """
-        per_row = len(left) * self.right.shape[0]
-        found = np.empty((len(left), stop - start), np.float32)
-        step = stop - start
-        if per_row * self.right.shape[1] <= _ONE_THREAD_PRODUCTS:
-            step = max(1, _UNDIVIDED_PRODUCT // per_row)
-        for i in range(start, stop, step):
-            j = min(i + step, stop)
-            np.matmul(left, self.right[:, i:j], out=found[:, i - start : j - start])
-        return found
+        """Products of `Questions.left` with the rows start to stop, (Q, stop − start) float32."""
+        return multiply(left, self.right[:, start:stop], repeats=self.right.shape[1] / (stop - start))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +158,7 @@ class Rotation:
     def reduce(self, centred: NDArray[np.float32], norms: NDArray[np.float64]) -> NDArray[np.float32]:
         """(N, D) float32 with their ‖x‖² -> (N, h + 1) float32: head, and the length of the tail."""
         reduced = np.empty((len(centred), self.basis.shape[1] + 1), np.float32)
-        # A few queries stay in this thread, as in `Table.products`.
+        # A few queries stay in this thread, as in `multiply`.
         step = BLOCK_ROWS if len(centred) > BLOCK_ROWS // 4 else max(1, _UNDIVIDED_PRODUCT // self.basis.size)
         for i in range(0, len(centred), step):
             head = centred[i : i + step].astype(np.float64) @ self.basis

@@ -1,27 +1,51 @@
 """Anomaly maps and boxes from the grid of patch distances."""
 
+from functools import lru_cache
 from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_daemon.core.bounds import multiply
 from edge_daemon.core.geometry import Box, Region
 
 Upsampling = Literal["nearest", "bilinear"]
 Blur = Literal["torch_reflect", "scipy_reflect"]
 
-# torch's "reflect" leaves the border pixel out of the mirror, scipy's "reflect" doubles it.
-_BORDER = {"torch_reflect": cv2.BORDER_REFLECT_101, "scipy_reflect": cv2.BORDER_REFLECT}
+# torch's "reflect" leaves the border pixel out of the mirror, scipy's "reflect" doubles it; numpy's names.
+_BORDER: dict[Blur, Literal["reflect", "symmetric"]] = {"torch_reflect": "reflect", "scipy_reflect": "symmetric"}
 
 
-def _upsample(grid: NDArray[np.float32], width: int, height: int, method: Upsampling) -> NDArray[np.float32]:
-    """(gh, gw) -> (height, width): nearest takes cell ⌊i·g/size⌋ (torch), bilinear is half-pixel."""
-    if method == "bilinear":
-        return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
-    rows = np.arange(height) * grid.shape[0] // height
-    columns = np.arange(width) * grid.shape[1] // width
-    return np.asarray(grid[rows[:, None], columns[None, :]])
+@lru_cache(maxsize=64)
+def spread(
+    cells: int, pixels: int, extent: int, upsampling: Upsampling, blur: Blur, sigma_px: float
+) -> NDArray[np.float32]:
+    """How much each pixel takes of each cell along one axis of `anomaly_map`, (pixels, cells) float32, read-only.
+
+    Upsampling, cutting, the border and the blur are linear, and each axis is treated like the other: the map
+    is rows · grid · columnsᵀ. Weights are not negative and sum to 1; zero is a cell that the pixel does not see.
+    """
+    weights = np.zeros((pixels, cells))
+    index = np.arange(pixels)
+    if upsampling == "nearest":
+        weights[index, index * cells // extent] = 1
+    else:
+        centre = np.clip((index + 0.5) * cells / extent - 0.5, 0, cells - 1)
+        below = np.floor(centre).astype(np.int64)
+        weights[index, below] = 1 - (centre - below)
+        weights[index, np.minimum(below + 1, cells - 1)] += centre - below
+    if sigma_px:
+        reach = int(4 * sigma_px + 0.5)
+        kernel = cv2.getGaussianKernel(2 * reach + 1, sigma_px, cv2.CV_64F)[:, 0]
+        mirrored = np.pad(index, reach, mode=_BORDER[blur])
+        blurred = np.zeros_like(weights)
+        for shift, weight in enumerate(kernel):
+            blurred += weight * weights[mirrored[shift : shift + pixels]]
+        weights = blurred
+    found = weights.astype(np.float32)
+    found.flags.writeable = False
+    return found
 
 
 def anomaly_map(
@@ -35,16 +59,16 @@ def anomaly_map(
     """Anomaly map at model size from patch distances (Roth et al. 2022, section 3.3).
 
     grid: (gh, gw) float32; size: width, height of the model input; extent: width, height in model pixels
-    that the grid covers. Upsampled, cut to size, then a Gaussian over ±4σ (33 taps at σ = 4, as
-    anomalib's 33 x 33 kernel and scipy's truncate=4). Returns (height, width) float32.
+    that the grid covers. Upsampled (nearest takes cell ⌊i·g/extent⌋ as torch does, bilinear is half-pixel),
+    cut to size, then a Gaussian over ±4σ (33 taps at σ = 4, as anomalib's 33 x 33 kernel and scipy's
+    truncate=4). Returns (height, width) float32.
+
+    Two small matrix products: 0.1 ms where filtering the upsampled picture takes 0.5. No pixel becomes
+    smaller when a cell grows, to the bit: weights are not negative, and every sum is taken in the same order.
     """
-    full = _upsample(np.ascontiguousarray(grid, np.float32), extent[0], extent[1], upsampling)
-    full = np.ascontiguousarray(full[: size[1], : size[0]])
-    if sigma_px == 0:
-        return full
-    taps = 2 * int(4 * sigma_px + 0.5) + 1
-    kernel = cv2.getGaussianKernel(taps, sigma_px, cv2.CV_64F)
-    return np.asarray(cv2.sepFilter2D(full, cv2.CV_32F, kernel, kernel, borderType=_BORDER[blur]), np.float32)
+    rows = spread(grid.shape[0], size[1], extent[1], upsampling, blur, sigma_px)
+    columns = spread(grid.shape[1], size[0], extent[0], upsampling, blur, sigma_px)
+    return multiply(multiply(rows, np.ascontiguousarray(grid, np.float32)), columns.T)
 
 
 def boxes_above(
@@ -68,7 +92,8 @@ def boxes_above(
     scale = (extent[0] / resize_to[0], extent[1] / resize_to[1])
     crop = ((resize_to[0] - anomaly.shape[1]) // 2, (resize_to[1] - anomaly.shape[0]) // 2)
     peaks = np.full(count, -np.inf, np.float32)
-    np.maximum.at(peaks, np.asarray(labels, np.int64).ravel(), anomaly.ravel())
+    hot = np.flatnonzero(mask)
+    np.maximum.at(peaks, np.asarray(labels.ravel()[hot], np.int64), anomaly.ravel()[hot])
     boxes = []
     for label in range(1, count):
         x, y, w, h, area = (int(v) for v in stats[label])

@@ -150,7 +150,7 @@ class PatchCoreDetector:
         anomaly = self._map(nearest.squared, grid)
         if not nearest.exact.all():
             hot = anomaly >= threshold - _MAP_ROUNDING * abs(threshold)
-            cells = support(hot, grid, s.extent, s.upsampling, s.blur_sigma_px).ravel()
+            cells = support(hot, grid, s.extent, s.upsampling, s.blur, s.blur_sigma_px).ravel()
             which = np.flatnonzero(cells & ~nearest.exact)
             if len(which):
                 nearest.take(which, self.engine.complete(patches[which]))
