@@ -5,6 +5,7 @@ and the bare search are timed here, in turn with it, on the same pictures. Ratio
 the speed of the PC and whatever else it does cancel out.
 """
 
+import itertools
 import json
 import math
 import os
@@ -89,7 +90,7 @@ class BenchRequest:
 
 @dataclass(slots=True)
 class _Bare:
-    """Milliseconds of the parts alone, one value a frame, and medians a round."""
+    """Milliseconds of the parts alone, one value a frame (flat: of every eighth), and medians a round."""
 
     run_ms: list[float] = field(default_factory=list)
     search_ms: list[float] = field(default_factory=list)
@@ -135,7 +136,7 @@ def bench(request: BenchRequest) -> dict[str, Any]:
                 daemon.resume()
                 fps.append(daemon.sustained_fps(request.seconds))
             status, rss_mb = daemon.status(), daemon.rss_mb()
-        service_ms = statistics.median(bare.run_ms) + statistics.median(bare.search_ms)
+        service_ms = [run + search for run, search in zip(bare.run_ms, bare.search_ms, strict=True)]
         rates = _drifting(_LOAD * statistics.median(fps) / request.cameras, request.cameras)
         with _Daemon.running(folder / "half", request, images, rates) as daemon:
             latency = daemon.latency(max(2 * request.seconds, 4.0), service_ms)
@@ -298,8 +299,11 @@ class _Daemon:
                 count += 1
         return count / elapsed
 
-    def latency(self, seconds: float, service_ms: float) -> _Latency:
-        """From the trigger's time stamp in the record to its arrival here, on the clock of one PC."""
+    def latency(self, seconds: float, service_ms: Sequence[float]) -> _Latency:
+        """From the trigger's time stamp in the record to its arrival here, on the clock of one PC.
+
+        service_ms: of model and search for one part each, as measured, for the ideal queue.
+        """
         found: list[tuple[float, float]] = []
         with self._results() as results:
             for _ in range(4 * self._cameras):
@@ -334,14 +338,15 @@ class _Daemon:
         return header
 
 
-def ideal_queue_ms(arrivals_s: Sequence[float], service_ms: float) -> list[float]:
-    """Milliseconds each part spends in a first-come queue with one server of constant service time.
+def ideal_queue_ms(arrivals_s: Sequence[float], service_ms: Sequence[float]) -> list[float]:
+    """Milliseconds each part spends in a first-come queue with one server.
 
-    arrivals_s: seconds, rising. The best that one compute thread could do with these arrivals.
+    arrivals_s: seconds, rising; service_ms: what one part each takes, used in turn. The best that could be done
+    with these arrivals by one who does nothing but model and search, one part after the other.
     """
     times, free_s = [], -math.inf
-    for arrived_s in arrivals_s:
-        free_s = max(arrived_s, free_s) + service_ms / 1e3
+    for arrived_s, took_ms in zip(arrivals_s, itertools.cycle(service_ms), strict=False):
+        free_s = max(arrived_s, free_s) + took_ms / 1e3
         times.append((free_s - arrived_s) * 1e3)
     return times
 
@@ -394,6 +399,8 @@ def _figures(
             "p95": round(latency.p95, 3),
             "p99": round(latency.p99, 3),
             "ideal_p99": round(latency.ideal_p99, 3),
+            "p99_to_run_and_search": round(latency.p99 / (run_ms + search_ms), 3),
+            "p99_to_ideal": round(latency.p99 / latency.ideal_p99, 3),
             "load": _LOAD,
             "parts": latency.parts,
         },

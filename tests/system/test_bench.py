@@ -23,6 +23,8 @@ def test_the_bench_measures_the_real_daemon_and_tells_every_stage(small_line, ca
     latency = figures["latency_ms"]
     assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"]
     assert latency["ideal_p99"] > 0
+    assert latency["p99_to_ideal"] == pytest.approx(latency["p99"] / latency["ideal_p99"], rel=0.01)
+    assert latency["p99_to_run_and_search"] > 0
     assert 0 < figures["ratio"] < figures["ratio_to_run_and_search"]
     assert figures["end_to_end_fps"] > 1
     assert figures["cameras"] == 2
@@ -61,5 +63,6 @@ def test_pictures_of_another_size_are_refused_by_name(small_line, tmp_path):
 
 
 def test_the_ideal_queue_serves_in_order_and_never_two_at_once():
-    assert ideal_queue_ms([0.0, 1.0], 10.0) == pytest.approx([10.0, 10.0])
-    assert ideal_queue_ms([0.0, 0.0, 0.005], 10.0) == pytest.approx([10.0, 20.0, 25.0])
+    assert ideal_queue_ms([0.0, 1.0], [10.0]) == pytest.approx([10.0, 10.0])
+    assert ideal_queue_ms([0.0, 0.0, 0.005], [10.0]) == pytest.approx([10.0, 20.0, 25.0])
+    assert ideal_queue_ms([0.0, 0.0, 1.0], [10.0, 30.0]) == pytest.approx([10.0, 40.0, 10.0])

@@ -1,0 +1,164 @@
+"""What a part leaves behind in memory: nothing. Ten thousand parts on a real recipe: `make soak`."""
+
+import gc
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import zmq
+
+from edge_daemon.config import StationConfig
+from edge_daemon.core.decision import Evidence, Thresholds
+from edge_daemon.core.frame import Frame
+from edge_daemon.edges import journal as journal_module
+from edge_daemon.edges.clock import SystemClock
+from edge_daemon.edges.journal import Journal
+from edge_daemon.edges.publisher import Publisher, PublisherConfig
+from edge_daemon.edges.records import Records
+from edge_daemon.pipeline import station as station_module
+from edge_daemon.pipeline.compute import Compute
+from edge_daemon.pipeline.inspection import LiveRecipeSet
+from edge_daemon.pipeline.messages import Identity
+from edge_daemon.pipeline.stages import WayOut
+from edge_daemon.pipeline.station import Station
+from edge_daemon.wire.messages import Inspection
+
+PARTS = 400
+# What is left of one part: less than the smallest object of Python's. Noise of the allocator, over 400 parts.
+ALLOWED_BYTES_A_PART = 40
+
+
+class Detector:
+    thresholds = Thresholds(100, 100, 100)
+    extractor = SimpleNamespace(
+        key=("graph", 4, 4), provider="fake", extract=lambda batch: np.zeros((len(batch), 4, 4, 8), np.float32)
+    )
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels.copy()
+
+    def judge(self, features: np.ndarray, _thresholds: Thresholds) -> Evidence:
+        return Evidence(float(features.max()), float(features.max()), (), "exact", anomaly_map=lambda: features[..., 0])
+
+
+def recipe_set() -> LiveRecipeSet:
+    manifest = SimpleNamespace(
+        name="r",
+        version="1",
+        provisional=False,
+        thresholds=SimpleNamespace(lower=100.0, upper=100.0),
+        backbone=SimpleNamespace(precision="fp32"),
+        view=SimpleNamespace(um_per_px=None),
+    )
+    ready = SimpleNamespace(
+        recipe=SimpleNamespace(manifest=manifest, digest="d" * 64, golden=()), detector=Detector(), provider="fake"
+    )
+    return LiveRecipeSet(cast(Any, {"top": ready}), "d" * 64)
+
+
+class Line:
+    """A station with journal, publisher and compute threads around a detector that is quick."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.defects: list[BaseException] = []
+        self.published = threading.Semaphore(0)
+        clock, way_out = SystemClock(), WayOut(SystemClock().monotonic_ns)
+        context: zmq.Context[zmq.Socket[bytes]] = stack.enter_context(zmq.Context())
+        endpoints = {name: f"ipc://{folder}/{name}" for name in ("results", "images", "status")}
+        publisher = stack.enter_context(Publisher(context, PublisherConfig(**endpoints)))
+        self.journal = stack.enter_context(Journal(folder / "journal.sqlite", "line"))
+        records = stack.enter_context(
+            Records(self.journal, publisher, 10_000_000_000, self._published, on_fatal=self.defects.append)
+        )
+
+        def conclude(draft: Inspection) -> object:
+            way_out.concluded(draft.result_id)
+            return records.conclude(draft)
+
+        self._way_out = way_out
+        outbox = SimpleNamespace(intend=self.journal.intend, conclude=conclude, attempts=lambda *_: 0)
+        config = StationConfig.model_validate(
+            {"trigger": "free_run", "deadline_ms": 60_000, "queue": 8, "views": [{"camera": "top", "recipe": "r"}]}
+        )
+        self.station = Station("st1", config, Identity("line", 1, "b", "s", "c"), clock, cast(Any, outbox))
+        compute = Compute([self.station], clock, 1, 0, self.defects.append)
+        self.station.attach(compute.submit, {}, False, lambda: None, None)
+        self.station.activate(recipe_set())
+        self.station.camera_up("top")
+        compute.start()
+        stack.callback(compute.close)
+        self._next = 1
+
+    def _published(self, record: Inspection) -> None:
+        self._way_out.published(record.result_id)
+        self.station.published(record)
+        self.published.release()
+
+    def judge(self, parts: int) -> None:
+        """That many parts, one after the other, each published."""
+        for _ in range(parts):
+            frame = Frame("top", self._next, np.zeros((4, 4, 3), np.uint8), 0)
+            self._next += 1
+            self.station.frame_without_trigger("top", frame)
+            assert self.published.acquire(timeout=20)
+
+
+@contextmanager
+def line(folder: Path) -> Iterator[Line]:
+    with ExitStack() as stack:
+        yield Line(folder, stack)
+
+
+def left_by_a_part(judged: Line) -> float:
+    """Bytes that Python holds more after each part, once what is bounded is full."""
+    judged.judge(100)
+    tracemalloc.start()
+    try:
+        judged.judge(100)
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        judged.judge(PARTS)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return (after - before) / PARTS
+
+
+@pytest.fixture
+def short_memories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of the last parts on purpose is full after these few."""
+    monkeypatch.setattr(journal_module, "_REMEMBERED", 32)
+    monkeypatch.setattr(journal_module, "_COMMITS_MEASURED", 32)
+    monkeypatch.setattr(station_module, "_LATENCIES_KEPT", 32)
+    monkeypatch.setattr("edge_daemon.pipeline.stages._KEPT", 32)
+
+
+@pytest.mark.usefixtures("short_memories")
+def test_a_part_leaves_nothing_in_memory(tmp_path: Path) -> None:
+    with line(tmp_path) as judged:
+        left = left_by_a_part(judged)
+        assert judged.station.counters().ok == PARTS + 200
+        assert judged.defects == []
+    assert left < ALLOWED_BYTES_A_PART, f"every part leaves {left:.0f} bytes"
+
+
+@pytest.mark.usefixtures("short_memories")
+def test_one_forgotten_number_a_part_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measurement itself: a list that grows by one small string a part."""
+    with line(tmp_path) as judged:
+        forgotten: list[str] = []
+        published = judged.station.published
+
+        def leaking(record: Inspection) -> None:
+            forgotten.append(f"{record.seq:08d}")
+            published(record)
+
+        monkeypatch.setattr(judged.station, "published", leaking)
+        assert left_by_a_part(judged) > ALLOWED_BYTES_A_PART
