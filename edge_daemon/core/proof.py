@@ -64,20 +64,20 @@ Search = Callable[[NDArray[np.int64], float], Nearest]
 
 def best_of(nearest: Nearest) -> tuple[float, int]:
     """Largest exact squared distance and its patch, ties to the lowest; (-inf, -1) when none is exact."""
-    exact = np.flatnonzero(nearest.exact)
-    if not len(exact):
-        return -np.inf, -1
-    patch = int(exact[nearest.squared[exact].argmax()])
-    return float(nearest.squared[patch]), patch
+    exact = np.where(nearest.exact, nearest.squared, -np.inf)
+    patch = int(exact.argmax())
+    return (float(exact[patch]), patch) if nearest.exact[patch] else (-np.inf, -1)
 
 
 def undecided(nearest: Nearest) -> NDArray[np.int64]:
     """Patches that may still be the maximum, those with the largest bound first, equal ones by index."""
     best, patch = best_of(nearest)
-    index = np.arange(len(nearest.squared))
-    open_ = ~nearest.exact & ((nearest.squared > best) | ((nearest.squared == best) & (index < patch)))
-    which = np.flatnonzero(open_)
-    return which[np.argsort(-nearest.squared[which], kind="stable")]
+    bounds = np.where(nearest.exact, -np.inf, nearest.squared)
+    open_ = bounds > best
+    if patch > 0:
+        open_[:patch] |= bounds[:patch] == best
+    which = open_.nonzero()[0]
+    return which[np.argsort(-bounds[which], kind="stable")]
 
 
 def prove_maximum(nearest: Nearest, search: Search, first: int = FIRST_BATCH) -> tuple[float, int, int]:

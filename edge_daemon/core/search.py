@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,28 +115,25 @@ class ExactSearch:
 
     def _in_full(self, x: NDArray[np.float32], floor: float, result: Nearest) -> None:
         questions = self._full.ask(x, centre=self._mean)
-
-        def upper(
-            which: NDArray[np.int64], products: NDArray[np.float32], rows: NDArray[np.int64]
-        ) -> NDArray[np.float64]:
-            return self._full.upper(questions, which, products, rows)
-
+        upper = partial(self._full.upper, questions)
         _Scan(self.bank, self._order, self._full, x, questions, upper, floor, result).run(None)
 
     def _in_reduced(self, x: NDArray[np.float32], floor: float, result: Nearest) -> NDArray[np.int64]:
         """Answer what the reduced table can; returns the queries for which it leaves too many rows."""
         assert self._reduced is not None
         questions = self._ask_reduced(x)
-
-        def upper(
-            which: NDArray[np.int64],
-            products: NDArray[np.float32],  # noqa: ARG001
-            rows: NDArray[np.int64],
-        ) -> NDArray[np.float64]:
-            return upper_bounds(x[which], self.bank, self._order[rows])
-
+        upper = partial(self._upper_by_difference, x)
         few = _FEW + int(len(self.bank) * _FEW_SHARE)
         return _Scan(self.bank, self._order, self._reduced, x, questions, upper, floor, result).run(few)
+
+    def _upper_by_difference(
+        self,
+        x: NDArray[np.float32],
+        which: NDArray[np.int64],
+        products: NDArray[np.float32],  # noqa: ARG002
+        rows: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        return upper_bounds(x[which], self.bank, self._order[rows])
 
     def _ask_reduced(self, x: NDArray[np.float32]) -> Questions:
         assert self._reduced is not None
@@ -215,7 +213,7 @@ class _Scan:
         index = np.arange(len(active))
         column = block.argmin(axis=1)
         least = block[index, column]
-        asked = np.flatnonzero(least <= self._limit[active])
+        asked = (least <= self._limit[active]).nonzero()[0]
         if not len(asked):
             return []
         self._tighten(active[asked], least[asked], column[asked] + start)
@@ -224,7 +222,7 @@ class _Scan:
         block[asked, column[asked]] = np.inf
         part = block if len(asked) == len(active) else block[asked]
         second = part[index[: len(asked)], part.argmin(axis=1)]
-        more = np.flatnonzero(second <= self._limit[active[asked]])
+        more = (second <= self._limit[active[asked]]).nonzero()[0]
         if len(more):
             part, who = part[more], active[asked[more]]
             hits = np.flatnonzero((part <= self._limit[who][:, None]).ravel())
@@ -249,7 +247,7 @@ class _Scan:
         skipped = np.empty(0, np.int64)
         if few is not None:
             count = np.bincount(pairs.query, minlength=len(self._x))
-            skipped = np.flatnonzero(count > few)
+            skipped = (count > few).nonzero()[0]
             self._limit[skipped] = -np.inf
             self._result.exact[skipped] = False
             pairs = pairs[count[pairs.query] <= few]
@@ -269,11 +267,14 @@ class _Scan:
 
     def _enter(self, pairs: _Pairs) -> None:
         """Enter the nearest candidate of each query, ties to the lowest row, where nothing exact is nearer."""
-        order = np.argsort(pairs.query, kind="stable")
-        query, row = pairs.query[order], pairs.row[order]
+        query, row = pairs.query, pairs.row
+        alone = bool((query[1:] > query[:-1]).all())
+        if not alone:
+            order = np.argsort(query, kind="stable")
+            query, row = query[order], row[order]
         squared = pair_distances(self._x, query, self._bank, row)
-        starts = np.flatnonzero(np.diff(query, prepend=-1))
-        if len(starts) < len(query):
+        if not alone:
+            starts = np.flatnonzero(np.diff(query, prepend=-1))
             lengths = np.diff(starts, append=len(query))
             least = np.minimum.reduceat(squared, starts)
             row = np.minimum.reduceat(np.where(squared == np.repeat(least, lengths), row, len(self._bank)), starts)

@@ -18,7 +18,7 @@ _REDUCED_DIMS = 48
 _REDUCED_FOR_ALL_FROM_ROWS = 8192
 
 # Searched before all others: what the rest need not beat is the best of these.
-_FIRST_SEARCHES = 8
+_FIRST_SEARCHES = 16
 
 # Of the patches, those with the largest bounds are offered what other frames and the patches next door found.
 _OFFERED_SHARE = 1 / 8
@@ -48,35 +48,35 @@ class CertifiedEngine:
 
     def maximum(self, patches: NDArray[np.float32], grid: tuple[int, int], hints: NDArray[np.int64] | None) -> Maximum:
         """See `engines.nearest.NearestNeighbour.maximum`."""
-
-        def search(which: NDArray[np.int64], floor: float) -> Nearest:
-            return self._search.nearest(patches[which], floor, within=nearest.squared[which])
-
         if hints is not None and hints.shape[1] == len(patches):
             nearest = Nearest.unknown(len(patches))
             nearest.rows[:] = hints[0]
             nearest.squared[:] = upper_bounds(patches, self._bank, nearest.rows)
-            self._improve(patches, nearest, np.concatenate([hints[1:], hints[0][_next_door(grid)]]))
+            self._improve(patches, nearest, hints, grid)
         else:
             nearest = self._glance(patches)
         first = undecided(nearest)[:_FIRST_SEARCHES]
-        nearest.take(first, search(first, -np.inf))
+        nearest.take(first, self._search.nearest(patches[first], within=nearest.squared[first]))
         rest = undecided(nearest)
         if len(rest) > _LOST:
             nearest.take(rest, self._glance(patches[rest]))
-        squared, patch, searches = prove_maximum(nearest, search)
+        squared, patch, searches = prove_maximum(
+            nearest, lambda which, floor: self._search.nearest(patches[which], floor, within=nearest.squared[which])
+        )
         return Maximum(patch, int(nearest.rows[patch]), squared, nearest, len(first) + searches)
 
     def _glance(self, patches: NDArray[np.float32]) -> Nearest:
         """Bounds from the nearest of some rows, the same for all patches."""
         return self._search.nearest(patches, np.inf, reduced=False)
 
-    def _improve(self, patches: NDArray[np.float32], nearest: Nearest, offers: NDArray[np.int64]) -> None:
-        """Lower the largest bounds by the nearest of the rows offered, (K, P) int64."""
+    def _improve(
+        self, patches: NDArray[np.float32], nearest: Nearest, hints: NDArray[np.int64], grid: tuple[int, int]
+    ) -> None:
+        """Lower the largest bounds by the nearest of the older hints and of the hints of the patches next door."""
         count = max(1, int(len(patches) * _OFFERED_SHARE))
         which = np.argpartition(nearest.squared, len(patches) - count)[-count:]
-        offered = offers[:, which]
-        every = np.tile(which, len(offers))
+        offered = np.concatenate([hints[1:, which], hints[0, _next_door(grid)[:, which]]])
+        every = np.tile(which, len(offered))
         bounds = upper_bounds(patches[every], self._bank, offered.ravel()).reshape(offered.shape)
         best = bounds.argmin(axis=0)
         index = np.arange(len(which))
