@@ -15,3 +15,7 @@ class PicturesError(ExportError):
 
 class CalibrationError(ExportError):
     """The good pictures do not support the threshold that was asked for."""
+
+
+class SuspectPicturesError(ExportError):
+    """Pictures that are to be added as good do not look like the good ones that the recipe knows."""

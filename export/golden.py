@@ -1,15 +1,15 @@
 """Golden samples: pictures with what they must give, by which every PC proves that it judges as the export did."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_daemon.artefact.pictures import decode_picture, encode_png, read_picture
-from edge_daemon.artefact.recipe import sha256, verify_files
+from edge_daemon.artefact.recipe import Golden, sha256, verify_files
 from edge_daemon.core.decision import Evaluation, Evidence, Thresholds, judge_score
 from edge_daemon.core.geometry import Region
 from edge_daemon.detectors.base import judge_picture
@@ -25,6 +25,7 @@ _CLEAR_OF_LIMIT = 0.02
 # The rounding of another CPU is relative to the embeddings' length, not to a score near zero.
 _CLEAR_OF_ZERO = 0.1
 _CLEARLY_DAMAGED = 1.1  # times the threshold
+_ADDED = "golden/added-"
 
 
 BLIND = (
@@ -38,7 +39,7 @@ class GoldenSample:
     """A golden sample as it goes into the recipe."""
 
     file: str
-    kind: Literal["good", "damaged"]
+    kind: str
     png: bytes
     evidence: Evidence
     evaluation: Evaluation
@@ -79,6 +80,62 @@ def golden_samples(
     return golden, notes
 
 
+def golden_again(
+    detector: PatchCoreDetector, old: Sequence[Golden], pictures: Gathered, calibration: Calibration, seed: int
+) -> tuple[list[GoldenSample], list[str]]:
+    """An older recipe's golden samples judged with a new bank, and up to three good pictures of those just scored.
+
+    Raises CalibrationError when the old damaged sample is NotOK no longer: the new bank would pass what was damage.
+    """
+    golden, notes = [], []
+    candidates = _good_candidates(detector, pictures, calibration) if calibration.scored else []
+    for sample in old:
+        if sample.file.startswith(_ADDED) and candidates:
+            continue
+        again = _judge_golden(detector, sample.file, sample.kind, sample.pixels)
+        if sample.kind == "damaged" and again.evaluation is not Evaluation.NOT_OK:
+            raise CalibrationError(
+                f"the damaged golden sample {sample.file} would come out {again.evaluation.label} (score "
+                f"{again.evidence.score:.4g}, threshold {detector.thresholds.upper:.4g}): with these pictures the "
+                "recipe would no longer find what it found. There are probably defects among them; nothing was written"
+            )
+        if sample.kind == "damaged":
+            proves = clearly_damaged(again.evidence.score, detector.thresholds)
+        else:
+            proves = clear_of(again.evidence.score, detector.thresholds)
+        if proves:
+            golden.append(again)
+        else:
+            notes.append(f"{sample.file} lies too close to the new threshold to prove anything and is left out")
+    golden += [
+        _judge_golden(detector, f"{_ADDED}{number}.png", "good", read_picture(pictures.paths[index]))
+        for number, index in enumerate(candidates, start=1)
+    ]
+    return _with_damage(detector, golden, [sample.pixels for sample in old if sample.kind == "good"], seed, notes)
+
+
+def _with_damage(
+    detector: PatchCoreDetector,
+    golden: list[GoldenSample],
+    good: Sequence[NDArray[np.uint8]],
+    seed: int,
+    notes: list[str],
+) -> tuple[list[GoldenSample], list[str]]:
+    """A damaged sample made of the first good picture, where there is none."""
+    if not any(sample.kind == "damaged" for sample in golden):
+        damaged = _damaged_sample(detector, seed, good[0]) if good else None
+        if damaged is None:
+            notes.append(BLIND)
+        else:
+            golden.append(damaged)
+    if not golden:
+        raise CalibrationError(
+            "no golden sample lies clearly on one side of the new threshold, so none could prove the recipe on another "
+            "PC: build the recipe again from all pictures"
+        )
+    return golden, notes
+
+
 def _good_candidates(detector: PatchCoreDetector, pictures: Gathered, calibration: Calibration) -> list[int]:
     """Up to three pictures, lowest, median and highest score of those clear of zero and of the threshold."""
     limit = calibration.thresholds.lower
@@ -96,9 +153,7 @@ def _good_candidates(detector: PatchCoreDetector, pictures: Gathered, calibratio
     return [clear[place][1] for place in chosen]
 
 
-def _judge_golden(
-    detector: PatchCoreDetector, file: str, kind: Literal["good", "damaged"], pixels: NDArray[np.uint8]
-) -> GoldenSample:
+def _judge_golden(detector: PatchCoreDetector, file: str, kind: str, pixels: NDArray[np.uint8]) -> GoldenSample:
     """What the live engine gives for the picture as it will be read from the recipe."""
     png = encode_png(pixels)
     evidence = judge_picture(detector, decode_picture(png, file))

@@ -1,7 +1,11 @@
 """Option types that several commands share; cheap to import."""
 
 import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 from export.errors import ExportError
 
@@ -37,3 +41,23 @@ def needs_torch(command: str) -> None:
     """Raises ExportError that says what to install when torch or timm is missing."""
     if find_spec("torch") is None or find_spec("timm") is None:
         raise ExportError(f"edge-export {command} needs torch and timm: pip install 'edge-daemon[export]'")
+
+
+def natural(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
+
+
+def bars(shown: bool | None) -> Callable[[str, int], Any]:
+    """Progress bars on standard error. shown None: only when that is a terminal."""
+    from tqdm import tqdm
+
+    @contextmanager
+    def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
+        disable = None if shown is None else not shown
+        with tqdm(total=total, desc=f"{what:<13}", disable=disable, file=sys.stderr) as bar:
+            yield bar.update
+
+    return progress

@@ -4,13 +4,12 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.commands.options import size
+from export.commands.added import add_extension, refuse_extension_options, run_extension
+from export.commands.options import bars, natural, size
 
 if TYPE_CHECKING:
     from edge_daemon.core.geometry import Region
@@ -24,6 +23,7 @@ bank never sees them, and the threshold comes from their scores.
   edge-export recipe --name bottle --images good/ --out bottle.recipe --false-reject-rate 0.01
   edge-export recipe --name bottle --images good/ --out bottle.recipe --block 'part(\\d+)'
   edge-export recipe --name bottle --images five/ --out trial.recipe --provisional
+  edge-export recipe --add bottle.recipe --images new/ --out bottle-2.recipe
 
 What belongs together (--block): pictures of one part, or taken within one short run, look alike. If
 some are in the bank and others set the threshold, the threshold comes out too low and the line rejects
@@ -33,6 +33,11 @@ its first group names the block. Identical pictures always stay together.
 The false-reject rate is per part. To promise 1% at the mean, 99 parts (or blocks) kept apart are
 needed; to be 95% sure of it, 299. Without --false-reject-rate the smallest of 0.1%, 0.2%, 0.5%, 1%,
 2%, 5%, 10% that the parts kept apart support is taken.
+
+More good parts (--add R): a new recipe with the old one's backbone, view and bank, and what the new pictures
+show beyond it, in time proportional to the new ones. Pictures that R knows are skipped. New ones that R does not
+call OK are named and refused: look at them, remove what is defective, confirm the rest with --accept. The old
+pictures need not be there; where they are, --calibration DIR makes the threshold exact. --dry-run only looks.
 
 An --out that ends in .recipe becomes one file, anything else a folder. It appears complete or not at all.
 """
@@ -47,11 +52,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     needed = parser.add_argument_group("needed")
-    needed.add_argument("--name", required=True, help="name of the product and view: letters, digits, _ . -")
+    needed.add_argument("--name", help="name of the product and view: letters, digits, _ . - (with --add: the old one)")
     needed.add_argument(
         "--images", type=Path, required=True, metavar="DIR", help="good parts only; PNG, JPEG, BMP, TIFF"
     )
-    needed.add_argument("--out", type=Path, required=True, metavar="PATH", help="NAME.recipe for a file, or a folder")
+    needed.add_argument("--out", type=Path, metavar="PATH", help="NAME.recipe for a file, or a folder")
+    add_extension(parser)
     model = parser.add_argument_group("model")
     model.add_argument(
         "--backbone",
@@ -153,18 +159,14 @@ def region(text: str) -> "Region":
     return Region(x, y, w, h)
 
 
-def natural(text: str) -> int:
-    """A whole number from 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
-    return int(text)
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Build and summarise. Raises ExportError or EdgeError."""
     # One BLAS thread: the coreset's products are small, and waking a pool for each costs more than they do
     # (3 s against 8 to 15 s on a busy two-core PC). Read once, when numpy is first imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if arguments.add is not None:
+        return run_extension(arguments)
+    refuse_extension_options(arguments)
     from edge_daemon.engines.sessions import EngineOptions
     from export.build import RecipeRequest, build_recipe
 
@@ -200,19 +202,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(summary(built))
     return 0
-
-
-def bars(shown: bool | None) -> "Callable[[str, int], Any]":
-    """Progress bars on standard error. shown None: only when that is a terminal."""
-    from tqdm import tqdm
-
-    @contextmanager
-    def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
-        disable = None if shown is None else not shown
-        with tqdm(total=total, desc=f"{what:<13}", disable=disable, file=sys.stderr) as bar:
-            yield bar.update
-
-    return progress
 
 
 def figures(built: "BuiltRecipe") -> dict[str, Any]:
