@@ -90,6 +90,7 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the pages tell their readers to have: good parts, parts to replay, labelled pictures."""
     folder = tmp_path_factory.mktemp("reader")
     save_parts(folder / "good", "flange", 24, seed=1)
+    save_parts(folder / "new", "flange", 6, seed=7)
     save_parts(folder / "labelled" / "test" / "good", "flange", 4, seed=2)
     save_parts(folder / "labelled" / "test" / "stain", "flange", 4, seed=3, defect="stain")
     shutil.copytree(folder / "labelled" / "test" / "good", folder / "parts")
