@@ -204,8 +204,9 @@ class _Scan:
         return np.unique(np.concatenate(skipped))
 
     def _width(self, start: int, queries: int) -> int:
-        """Rows of the next block: the more, the fewer queries are left; the first is small where it may be enough."""
-        widest = _NARROWEST if start == 0 and self._floor > -np.inf else _WIDEST
+        """Rows of the next block: the more, the fewer queries are left; where one near row is enough, the first
+        blocks are small."""
+        widest = _WIDEST if self._floor == -np.inf else min(_WIDEST, max(_NARROWEST, 3 * start))
         return min(len(self._order) - start, widest, max(_BLOCK_VALUES // queries, _NARROWEST))
 
     def _candidates(self, active: NDArray[np.int64], block: NDArray[np.float32], start: int) -> list[_Pairs]:
