@@ -22,10 +22,12 @@ from edge_daemon.edges.journal import Boot, Intent, Journal
 from edge_daemon.edges.publisher import Publisher, PublisherConfig
 from edge_daemon.edges.records import Records
 from edge_daemon.edges.server import CONTROL, TRIGGERS, RequestServer
+from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
 from edge_daemon.errors import EdgeError, JournalError
 from edge_daemon.pipeline.compute import Compute
 from edge_daemon.pipeline.control import ControlDesk, TriggerDesk
+from edge_daemon.pipeline.inspection import OpenInspection
 from edge_daemon.pipeline.messages import Identity
 from edge_daemon.pipeline.pictures import Pictures
 from edge_daemon.pipeline.reader import CameraReader
@@ -158,10 +160,14 @@ class Daemon:
             self._emit("alarm", "", "restarted", f"{len(known)} trigger(s) were left without outcome by the last boot")
 
         options = EngineOptions(
-            config.engine.provider, config.engine.fallback, config.engine.intra_op_threads or physical_cores()
+            config.engine.provider,
+            config.engine.fallback,
+            config.engine.intra_op_threads or physical_cores(),
+            config.engine.embeddings,
         )
+        sessions = Sessions(options, Choices(config.engines_path))
         self._recipes = Recipes(
-            Store(config.store_path), Sessions(options), config.engine.search, config.state_dir / "configured.json"
+            Store(config.store_path), sessions, config.engine.search, config.state_dir / "configured.json"
         )
         self._load_recipes()
 
@@ -218,7 +224,7 @@ class Daemon:
                 {camera_name: reader.request for camera_name, reader in own.items()},
                 any(camera.simulated for camera in cameras.values()),
                 self._wake.set,
-                self._pictures.submit,
+                self._make_pictures,
             )
             readers += own.values()
         self._compute.start()
@@ -351,6 +357,11 @@ class Daemon:
             message=message,
         )
         self._publisher.publish_event(encode_event(event))
+
+    def _make_pictures(self, inspection: OpenInspection, record: Inspection) -> None:
+        """Only for somebody: scaling and encoding take the cores that the next part needs."""
+        if self._publisher.images_wanted:
+            self._pictures.submit(inspection, record)
 
     def _send_image(self, image: Image, blobs: tuple[bytes, ...]) -> None:
         self._publisher.publish_image(encode_image(image, blobs))

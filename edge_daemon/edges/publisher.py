@@ -196,6 +196,11 @@ class Publisher:
             self._wake.set()
             return True
 
+    @property
+    def images_wanted(self) -> bool:
+        """Whether anybody has subscribed to pictures: what nobody wants need not be made."""
+        return self._stats.images.subscriptions > 0
+
     def stats(self) -> PublisherStats:
         """A copy of the counters."""
         with self._lock:

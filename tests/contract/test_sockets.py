@@ -189,6 +189,24 @@ def test_a_subscriber_that_vanishes_does_not_disturb(context: zmq.Context[zmq.So
         assert [seq for seq in got if seq] == list(range(1, 200))
 
 
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_MS / 1000
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+def test_pictures_are_wanted_only_while_somebody_subscribes_to_them(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    with publishing(context) as (publisher, at):
+        assert not publisher.images_wanted
+        with subscribed(context, at.images, b"image/st1/"), subscribed(context, at.results):
+            until(lambda: publisher.images_wanted)
+            with subscribed(context, at.images, b"image/st1/"):
+                until(lambda: publisher.stats().images.subscriptions == 2)
+            until(lambda: publisher.stats().images.subscriptions == 1)
+            assert publisher.images_wanted
+        until(lambda: not publisher.images_wanted)
+
+
 class Held(Publisher):
     """A publisher whose thread can be held, to see its queues fill."""
 
