@@ -9,16 +9,18 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_daemon.core.coreset import Selection, paper_start, select, sparse_random_projection
 from export.gather import Progress, large_array, releasing
+from export.reduction import choose_dims
 from export.suspects import Embed, principal_directions
 
 Float32 = NDArray[np.float32]
+Reduce = int | Literal["auto"] | None
 
 _PAPER_DIMS = 128
 _SAVE_EVERY_S = 30.0
@@ -27,13 +29,15 @@ _SAVE_EVERY_S = 30.0
 @dataclass(frozen=True, slots=True)
 class BankPlan:
     """How a bank is made of embeddings. ratio: share of the rows kept; minimum: rows at the least; paper: start and
-    projection of profile `paper`; reduce: dimensions after the PCA, None for all."""
+    projection of profile `paper`; reduce: dimensions after the PCA, None for all, "auto" for as few as
+    `export.reduction` finds enough; patches: of one picture, for that."""
 
     ratio: float
     minimum: int
     paper: bool
     seed: int
-    reduce: int | None = None
+    reduce: Reduce = None
+    patches: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +72,20 @@ def make_bank(embeddings: Float32, plan: BankPlan, progress: Progress | None, ch
     """
     account: dict[str, Any] = {"method": "k-centre greedy", "ratio": plan.ratio, "seed": plan.seed}
     projection = None
-    if plan.reduce is not None:
-        projection, share = principal_directions([embeddings], plan.reduce)
-        account["reduction"] = {"method": "pca", "from": embeddings.shape[1], "to": plan.reduce, "variance": share}
+    dims: int | None
+    if plan.reduce == "auto":
+        choice = choose_dims(embeddings, plan.patches, plan.seed)
+        account["chosen_reduction"] = choice.account()
+        dims = choice.dims
+    else:
+        dims = plan.reduce
+    if dims is not None:
+        projection, share = principal_directions([embeddings], dims)
+        account["reduction"] = {"method": "pca", "from": embeddings.shape[1], "to": dims, "variance": share}
         embeddings = _projected(embeddings, projection)
     count = max(int(len(embeddings) * plan.ratio), min(plan.minimum, len(embeddings)))
-    dims = _PAPER_DIMS if plan.paper else None
-    matrix = sparse_random_projection(len(embeddings), embeddings.shape[1], plan.seed, dims)
+    searched_dims = _PAPER_DIMS if plan.paper else None
+    matrix = sparse_random_projection(len(embeddings), embeddings.shape[1], plan.seed, searched_dims)
     searched = embeddings if matrix is None else _projected(embeddings, matrix)
     initial = paper_start(searched, plan.seed) if plan.paper else None
     saved = None if checkpoint is None else _Checkpoint(checkpoint, _identity(searched, count, plan))

@@ -34,7 +34,7 @@ from edge_daemon.detectors.patchcore import PatchCoreSettings
 from edge_daemon.engines.sessions import EngineOptions
 from edge_daemon.errors import EdgeError
 from export.backbone import resolve_backbone
-from export.bank import Bank, BankPlan, make_bank
+from export.bank import Bank, BankPlan, Reduce, make_bank
 from export.calibrate import (
     MIN_PICTURES,
     Calibration,
@@ -82,7 +82,8 @@ class RecipeRequest:
     size: width, height of the model input; coreset_ratio: share of the patches kept, 0 to 1, None for a tenth and at
     most 100,000;
     false_reject_rate: per part, 0 to 1; undecided_rate: the part of it that comes out NotDecidable; held_out: share
-    of blocks kept apart; drop_suspects: leave them out of the bank; reduce: dimensions of the embeddings after a PCA;
+    of blocks kept apart; drop_suspects: leave them out of the bank; reduce: dimensions of the embeddings after a PCA,
+    "auto" for as few as are enough;
     block: see `core.conformal.name_blocks`; region: of the full frame, in pixels; created_utc: ISO 8601.
     """
 
@@ -98,7 +99,7 @@ class RecipeRequest:
     false_reject_rate: float | None = None
     undecided_rate: float | None = None
     drop_suspects: bool = False
-    reduce: int | None = None
+    reduce: Reduce = None
     held_out: float | None = None
     block: str | None = None
     region: Region | None = None
@@ -152,6 +153,7 @@ def build_recipe(request: RecipeRequest, progress: Progress) -> BuiltRecipe:
                 f"the bank stops at {DEFAULT_LARGEST_BANK} rows, {bank.account['ratio']:.1%} of the patches: a larger "
                 "one takes hours to choose and is slower to search; --coreset-ratio says otherwise"
             )
+        notes += _reduction_notes(bank)
         notes += _checkpoint_notes(bank, checkpoint_path(request.out))
     detector = station.detector(bank, calibration.thresholds)
     golden, golden_notes = golden_samples(detector, pictures, calibration, request.seed)
@@ -185,7 +187,7 @@ def _check_request(request: RecipeRequest) -> None:
         problems.append(f"--false-reject-rate must lie between 0 and 1, not {request.false_reject_rate:g}")
     if request.held_out is not None and not 0 < request.held_out < 1:
         problems.append(f"--held-out must lie between 0 and 1, not {request.held_out:g}")
-    if request.reduce is not None and request.reduce < 1:
+    if isinstance(request.reduce, int) and request.reduce < 1:
         problems.append(f"--reduce must be 1 or more dimensions, not {request.reduce}")
     if request.um_per_px is not None and not 0 < request.um_per_px < math.inf:
         problems.append(f"--um-per-px must be a positive number, not {request.um_per_px:g}")
@@ -234,7 +236,7 @@ def _open(request: RecipeRequest, paths: Sequence[Path], progress: Progress) -> 
     )
     _check_count(len(station.pictures.names), request)
     notes = twin_notes(station.pictures)
-    if request.reduce is not None and request.reduce >= backbone.dim:
+    if isinstance(request.reduce, int) and request.reduce >= backbone.dim:
         raise ExportError(f"--reduce {request.reduce}: the backbone's embeddings have {backbone.dim} dimensions only")
     unseen = 1 - math.prod(settings.size) / math.prod(settings.resize_to)
     if unseen > 0:
@@ -343,7 +345,7 @@ def _plan(request: RecipeRequest, station: Station, pictures: int) -> BankPlan:
     """How the bank of so many pictures is made."""
     ratio = coreset_ratio(request, pictures * station.patches)
     paper = station.backbone.profile == "paper"
-    return BankPlan(ratio, station.settings.neighbours, paper, request.seed, request.reduce)
+    return BankPlan(ratio, station.settings.neighbours, paper, request.seed, request.reduce, station.patches)
 
 
 def coreset_ratio(request: RecipeRequest, patches: int) -> float:
@@ -351,6 +353,19 @@ def coreset_ratio(request: RecipeRequest, patches: int) -> float:
     if request.coreset_ratio is not None:
         return request.coreset_ratio
     return min(DEFAULT_RATIO, DEFAULT_LARGEST_BANK / patches)
+
+
+def _reduction_notes(bank: Bank) -> list[str]:
+    """What `--reduce auto` chose, and from what."""
+    chosen = bank.account.get("chosen_reduction")
+    if chosen is None:
+        return []
+    offers = ", ".join(f"{o['dims']}: {o['correlation']:.4f}" for o in chosen["offers"])
+    taken = "none is enough" if bank.projection is None else f"{bank.rows.shape[1]} taken"
+    return [
+        f"dimensions and the correlation of distances among good patches that they keep: {offers}; {taken}. What good "
+        "parts do not show cannot be weighed this way: measure with labelled defects where there are some"
+    ]
 
 
 def _checkpoint_notes(bank: Bank, path: Path) -> list[str]:

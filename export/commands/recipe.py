@@ -13,6 +13,7 @@ from export.commands.options import bars, natural, size
 
 if TYPE_CHECKING:
     from edge_daemon.core.geometry import Region
+    from export.bank import Reduce
     from export.build import BuiltRecipe
 
 DESCRIPTION = """\
@@ -79,9 +80,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     model.add_argument(
         "--reduce",
-        type=int,
-        metavar="DIMS",
-        help="dimensions of the embeddings after a PCA, fitted on the bank's pictures: a quicker search (default: all)",
+        type=dimensions,
+        metavar="DIMS|auto",
+        help="dimensions of the embeddings after a PCA, fitted on the bank's pictures: a quicker search; auto: as "
+        "few as keep the distances among good parts (default: all)",
     )
     view = parser.add_argument_group("view")
     view.add_argument(
@@ -157,6 +159,15 @@ def region(text: str) -> "Region":
     if min(x, y) < 0 or min(w, h) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no rectangle: x and y from 0, w and h from 1")
     return Region(x, y, w, h)
+
+
+def dimensions(text: str) -> "Reduce":
+    """`96` or `auto`."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of dimensions, 1 or more, nor auto")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:

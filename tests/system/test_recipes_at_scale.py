@@ -13,8 +13,9 @@ from edge_daemon.artefact.recipe import BANK, read_files
 from edge_daemon.detectors.base import judge_picture
 from export.bank import BankPlan, make_bank
 from export.build import build_recipe, checkpoint_path
-from export.errors import ExportError
+from export.errors import CalibrationError, ExportError
 from export.golden import damage
+from export.reduction import choose_dims
 
 
 def chipped(number):
@@ -104,6 +105,30 @@ def test_dimensions_that_cannot_be_had_are_refused(dirty, tmp_path, dims, messag
         build_recipe(request(dirty, tmp_path / "r", reduce=dims), quiet)
 
 
+def test_the_number_of_dimensions_is_chosen_by_what_it_costs_and_the_account_is_kept(dirty, tmp_path, capsys):
+    out = tmp_path / "auto.recipe"
+    assert command(dirty, out, "--reduce", "auto", "--coreset-ratio", "0.05", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    recipe = load(out).recipe
+    account = recipe.manifest.provenance["coreset"]
+    offers = {offer["dims"]: offer["correlation"] for offer in account["chosen_reduction"]["offers"]}
+    assert printed["dim"] == account["reduction"]["to"] == min(d for d in offers if offers[d] >= 0.995)
+    assert any("What good parts do not show" in note for note in printed["notes"])
+
+
+def test_dimensions_in_which_nothing_happens_are_not_kept():
+    rng = np.random.default_rng(0)
+    few = rng.standard_normal((8 * 64, 40)).astype(np.float32)
+    wide = few @ np.linalg.qr(rng.standard_normal((200, 40)))[0].T.astype(np.float32)
+    choice = choose_dims(wide, 64, 0)
+    assert choice.dims == 48
+    assert choice.offers[0].dims == 32
+    assert choice.offers[0].correlation < 0.995
+    assert choose_dims(rng.standard_normal((8 * 64, 3000)).astype(np.float32), 64, 0).dims is None
+    with pytest.raises(CalibrationError, match="four pictures"):
+        choose_dims(wide[: 3 * 64], 64, 0)
+
+
 @contextmanager
 def interrupted_in_the_coreset(what, _total):
     done = 0
@@ -128,6 +153,18 @@ def test_an_interrupted_coreset_goes_on_and_ends_as_if_nothing_had_happened(dirt
     assert any("taken up again at" in note for note in built.notes)
     assert read_files(built.path)[BANK] == read_files(whole.path)[BANK]
     assert sorted(os.listdir(tmp_path)) == ["r.recipe", "whole.recipe"]
+
+
+def test_what_an_interrupted_build_left_and_cannot_be_used_is_removed_and_named(dirty, tmp_path):
+    mine, half, other = (
+        tmp_path / f".{name}" for name in ("r.recipe.coreset", "r.recipe.coreset1x", "b.recipe.coreset")
+    )
+    for path in (mine, half, other):
+        path.write_bytes(b'{"identity": "another", "rows": [1]}')
+    built = build_recipe(request(dirty, tmp_path / "r.recipe", coreset_ratio=0.05), quiet)
+    assert sorted(os.listdir(tmp_path)) == [".b.recipe.coreset", "r.recipe"]
+    assert any(".r.recipe.coreset, of an interrupted build with other pictures" in note for note in built.notes)
+    assert any("left .b.recipe.coreset" in note for note in built.notes)
 
 
 @pytest.mark.parametrize("damaged", [b"", b"{}", b"[1, 2", b'{"identity": "other", "rows": [1]}', b'{"rows": 1e999}'])
