@@ -85,6 +85,22 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--embedding-loss", type=float, default=0.0, metavar="W", help="weight of the error of patch embeddings (0)"
     )
+    group.add_argument(
+        "--picture-loss",
+        type=float,
+        default=0.0,
+        metavar="W",
+        help="the same within each picture, in its own units (0)",
+    )
+    group.add_argument(
+        "--cache", type=Path, metavar="DIR", help="ask the teacher once for a fixed list of pictures, keep its answers"
+    )
+    group.add_argument(
+        "--cache-pictures", type=int, default=16384, metavar="N", help="in the cache; 0.4 MB each at 256 pixels (16384)"
+    )
+    group.add_argument(
+        "--fold-norms", action="store_true", help="train without batch norms, faster; needs --start-from"
+    )
     group.add_argument("--held-out", type=float, default=0.05, metavar="X", help="share never learned from (0.05)")
     group.add_argument("--checkpoint-every", type=int, default=200, metavar="N", help="steps (200)")
     group.add_argument("--start-from", type=Path, metavar="FILE", help="checkpoint of another run to begin with")
@@ -103,7 +119,14 @@ def _sizes(text: str) -> tuple[int, ...]:
 def run(arguments: argparse.Namespace) -> int:
     """Train, or go on; export and say what came of it."""
     needs_torch("distil")
-    from export.torch.distil import Distillation, DistilSettings, export_student, write_student
+    from export.torch.distil import (
+        Distillation,
+        DistilSettings,
+        cache_source,
+        export_student,
+        open_cache,
+        write_student,
+    )
     from export.torch.photographs import check_readable, default_workers, find_photographs
     from export.torch.teacher import choose_device
 
@@ -119,16 +142,30 @@ def run(arguments: argparse.Namespace) -> int:
         workers=workers,
         procedural=arguments.procedural,
         embedding_loss=arguments.embedding_loss,
+        picture_loss=arguments.picture_loss,
+        norms=not arguments.fold_norms,
+        cached=arguments.cache_pictures if arguments.cache else 0,
     )
     photographs = find_photographs(arguments.images, settings.held_out)
     device = choose_device(arguments.device, arguments.threads)
     teacher, card = _teacher(arguments, settings, device)
     checkpoint = arguments.out / "checkpoint.pt"
-    if not checkpoint.exists():
+    cache = open_cache(arguments.cache, card, photographs, settings) if arguments.cache else None
+    if not checkpoint.exists() and (cache is None or cache.missing()):
         check_readable(photographs, workers, progress=True)
     with _stop_on_signals() as stop:
+        if cache is not None and not cache.fill(teacher, cache_source(photographs, settings), stop=stop.is_set):
+            print("edge-export: stopped while the cache was filled; the same command goes on", file=sys.stderr)
+            return EXIT_INTERRUPTED
         distillation = Distillation(
-            teacher, card, photographs, settings, checkpoint, device=device, start_from=arguments.start_from
+            teacher,
+            card,
+            photographs,
+            settings,
+            checkpoint,
+            device=device,
+            start_from=arguments.start_from,
+            cache=cache,
         )
         if not distillation.run(stop=stop.is_set):
             print(

@@ -4,7 +4,8 @@ Loss: mean squared error between the student's outputs and the teacher's feature
 channel, of one layer at stride 8 and one at stride 16 (feature distillation as in EfficientAD, Batzner
 et al. 2024, arXiv 2303.14535, section 3.1, with standardised targets). Optionally, the same on what
 PatchCore makes of both: pooled patch embeddings in the teacher's own units, where a channel counts as
-much as it counts in a distance.
+much as it counts in a distance; and how far they are wrong within each picture, in units of what that
+picture's own patches differ by, since a judge compares patches of one product, however faint its texture.
 """
 
 import copy
@@ -13,7 +14,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,28 +32,37 @@ from edge_daemon import __version__
 from export.errors import BackboneError, ExportError
 from export.graph import IMAGENET, RawBackbone, Size, cpu_session, raw_backbone, run_session
 from export.make_backbone import write_whole
+from export.torch.cache import SHARD_PICTURES, TeacherCache
 from export.torch.photographs import STATISTICS_STEP, Batches, Photographs, centre_view, read_rgb
-from export.torch.student import Denormalised, Student, multiply_adds
+from export.torch.student import Denormalised, Student, multiply_adds, take_over
 from export.torch.teacher import Teacher, export_graph, normalise
 
 CHECKPOINT_SCHEMA = 1
 STATISTICS_BATCHES = 24
+CACHED_STATISTICS_BATCHES = 128  # they cost a reading each, and neighbours in a cache are of one size
 CARD_SCHEMA = "edge-daemon/model-card/1"
 OUTPUTS = ("stride8", "stride16")
 
 # What the package may ship (the size of a phone picture, a few milliseconds on one core).
 MAX_BYTES = 4_000_000
-MAX_GFLOP = 0.4
+MAX_GFLOP = 0.5
 CARD_SIZE: Size = (256, 256)
+
+# Share of the teacher's total variance that a picture's own is taken for at least: an empty one has none.
+FAINTEST = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class DistilSettings:
-    """What determines a training run, besides the teacher and the pictures. `steps`, `learning_rate` and
-    `embedding_loss` may change when a run goes on; the others make the stream of batches and may not.
+    """What determines a training run, besides the teacher and the pictures. `steps`, `learning_rate` and the
+    weights of losses may change when a run goes on; the others make student and batches and may not.
 
     procedural:     share of the pictures that are made by rule (export.torch.procedural), 0 to 1
     embedding_loss: weight of the loss on pooled patch embeddings beside those of the layers, 0 or more
+    picture_loss:   weight of the same within each picture, in units of its own variance, 0 or more
+    norms:          train with batch norms; without them a step costs little more than half, but the student
+                    must begin with another's, whose norms are folded
+    cached:         pictures of the teacher's cache that are learned from, 0 for fresh ones all the time
     """
 
     steps: int = 4000
@@ -66,6 +77,9 @@ class DistilSettings:
     workers: int = 1
     procedural: float = 0.0
     embedding_loss: float = 0.0
+    picture_loss: float = 0.0
+    norms: bool = True
+    cached: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.checkpoint_every < 1 or self.workers < 1:
@@ -74,8 +88,9 @@ class DistilSettings:
             raise ExportError("training sizes must be multiples of 16 pixels, 32 at least: the student has stride 16")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0 and 0 <= self.held_out < 1):
             raise ExportError("the learning rate must be above 0, the held-out share in 0..1")
-        if not (0 <= self.procedural <= 1 and math.isfinite(self.embedding_loss) and self.embedding_loss >= 0):
-            raise ExportError("the procedural share must lie in 0..1, the weight of the embedding loss at 0 or above")
+        weights = (self.embedding_loss, self.picture_loss)
+        if not (0 <= self.procedural <= 1 and all(math.isfinite(w) and w >= 0 for w in weights)):
+            raise ExportError("the procedural share must lie in 0..1, the weights of losses at 0 or above")
 
     def stream(self) -> dict[str, Any]:
         """What a resumed run must share with the one before it."""
@@ -85,6 +100,8 @@ class DistilSettings:
             "seed": self.seed,
             "held_out": self.held_out,
             "procedural": self.procedural,
+            "norms": self.norms,
+            "cached": self.cached,
         }
 
 
@@ -109,15 +126,23 @@ class Loss:
         return {"stride_8": round(self.stride_8, 4), "stride_16": round(self.stride_16, 4)}
 
 
-def channel_statistics(
-    teacher: Teacher, batches: Iterator[NDArray[np.uint8]], count: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Mean and standard deviation per channel of the teacher's two layers over `count` batches."""
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """Of the teacher's two layers: mean and standard deviation per channel, (C,) each, and whether the layer
+    was never negative, as behind a ReLU; the student's then is not either."""
+
+    mean: tuple[Tensor, Tensor]
+    std: tuple[Tensor, Tensor]
+    rectified: tuple[bool, bool]
+
+
+def channel_statistics(answers: Iterable[Sequence[Tensor]]) -> Channels:
+    """Statistics of the teacher's two layers over its answers to some batches. Raises BackboneError."""
     sums: list[Any] = [0, 0]
     squares: list[Any] = [0, 0]
     numbers = [0, 0]
-    for batch in islice(batches, count):
-        features = teacher(batch)
+    lowest = [math.inf, math.inf]
+    for features in answers:
         if len(features) != 2 or any(f.ndim != 4 for f in features):
             raise BackboneError("a teacher gives two layers of feature maps, at strides about 8 and 16")
         for i, f in enumerate(features):
@@ -125,45 +150,75 @@ def channel_statistics(
             sums[i] = sums[i] + flat.sum(1)
             squares[i] = squares[i] + flat.square().sum(1)
             numbers[i] += flat.shape[1]
+            lowest[i] = min(lowest[i], float(flat.min()))
     mean = [s / n for s, n in zip(sums, numbers, strict=True)]
     std = [(q / n - m * m).clamp_min(1e-12).sqrt() for q, n, m in zip(squares, numbers, mean, strict=True)]
-    return [m.float() for m in mean], [s.float() for s in std]
+    return Channels(
+        (mean[0].float(), mean[1].float()), (std[0].float(), std[1].float()), (lowest[0] >= 0, lowest[1] >= 0)
+    )
 
 
-def errors_of(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], mean: Sequence[Tensor], std: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def errors_of(student: Sequence[Tensor], teacher: Sequence[Tensor], channels: Channels) -> tuple[Tensor, Tensor]:
     """Student minus standardised teacher per layer, the teacher resized to the student's grid where its own
     differs (a transformer's)."""
     errors = []
-    for s, t, m, d in zip(student, teacher, mean, std, strict=True):
-        target = (t - m.view(1, -1, 1, 1)) / d.view(1, -1, 1, 1)
+    for s, t, mean, std, rectified in zip(
+        student, teacher, channels.mean, channels.std, channels.rectified, strict=True
+    ):
+        m, d = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+        target = (t - m) / d
         if target.shape[-2:] != s.shape[-2:]:
             target = functional.interpolate(target, s.shape[-2:], mode="bilinear", align_corners=False)
-        errors.append(s - target)
+        errors.append((torch.maximum(s, -m / d) if rectified else s) - target)
     return errors[0], errors[1]
 
 
-def loss_of(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], mean: Sequence[Tensor], std: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def loss_of(student: Sequence[Tensor], teacher: Sequence[Tensor], channels: Channels) -> tuple[Tensor, Tensor]:
     """Mean squared error per layer against the standardised teacher."""
-    error8, error16 = errors_of(student, teacher, mean, std)
+    error8, error16 = errors_of(student, teacher, channels)
     return error8.square().mean(), error16.square().mean()
 
 
-def embedding_loss(errors: Sequence[Tensor], std: Sequence[Tensor]) -> Tensor:
-    """Mean squared error of PatchCore's patch embedding, in units of the teacher's total variance.
+def pooled(maps: Sequence[Tensor]) -> list[Tensor]:
+    """3x3 means, as PatchCore takes them (Roth et al. 2022, arXiv 2106.08265, section 3.1)."""
+    return [functional.avg_pool2d(m, 3, 1, 1) for m in maps]
+
+
+def embedding_errors(errors: Sequence[Tensor], std: Sequence[Tensor]) -> list[Tensor]:
+    """Errors of PatchCore's patch embedding in the teacher's units, per layer on its own grid.
 
     errors: student minus standardised teacher, (N, C8, h, w) and (N, C16, h', w'); std: (C8,) and (C16,).
-    The embedding is linear in the features (3x3 mean, resize to the finer grid, channels side by side:
-    Roth et al. 2022, arXiv 2106.08265, section 3.1), so its error is the embedding of the errors; the
-    teacher's units weigh each channel as a distance between embeddings does.
+    The embedding is linear in the features, so its error is the embedding of the errors; the teacher's units
+    weigh each channel as a distance between embeddings does.
     """
-    pooled = [functional.avg_pool2d(error * d.view(1, -1, 1, 1), 3, 1, 1) for error, d in zip(errors, std, strict=True)]
-    pooled[1] = functional.interpolate(pooled[1], pooled[0].shape[-2:], mode="bilinear", align_corners=False)
-    squared = sum((p.square().sum(1).mean() for p in pooled), torch.zeros((), device=pooled[0].device))
+    return pooled([error * d.view(1, -1, 1, 1) for error, d in zip(errors, std, strict=True)])
+
+
+def embedding_loss(wrong: Sequence[Tensor], std: Sequence[Tensor]) -> Tensor:
+    """Mean squared length of the embeddings' errors (of `embedding_errors`), both layers on the finer grid, in
+    units of the teacher's total variance."""
+    finer, coarser = wrong
+    coarser = functional.interpolate(coarser, finer.shape[-2:], mode="bilinear", align_corners=False)
+    squared = finer.square().sum(1).mean() + coarser.square().sum(1).mean()
     return squared / sum(float(d.square().sum()) for d in std)
+
+
+def picture_loss(wrong: Sequence[Tensor], teacher: Sequence[Tensor], std: Sequence[Tensor]) -> Tensor:
+    """How far the embeddings of a picture's patches are wrong against each other, in units of what the teacher
+    says that they differ by; the mean over pictures.
+
+    wrong: of `embedding_errors`; teacher: its features, (N, C8, h, w) and (N, C16, h', w'); std: (C8,), (C16,)
+    What is wrong alike in all patches changes no distance between them and counts nothing here.
+    """
+    of_errors = sum((_variance(w) for w in wrong), torch.zeros(()))
+    own = sum((_variance(t) for t in pooled(teacher)), torch.zeros(()))
+    total = sum(float(d.square().sum()) for d in std)
+    return (of_errors / (own + FAINTEST * total)).mean()
+
+
+def _variance(maps: Tensor) -> Tensor:
+    """Of the vectors of each picture about their mean: (N, C, h, w) -> (N,)."""
+    return maps.var((2, 3), correction=0).sum(1)
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -172,6 +227,47 @@ def learning_rate_factor(step: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+
+
+def open_cache(
+    folder: Path, teacher_card: TeacherCard, photographs: Photographs, settings: DistilSettings
+) -> TeacherCache:
+    """The cache of this teacher's answers to these pictures, begun where there is none. Raises ExportError."""
+    identity = {
+        **_identity(teacher_card, photographs),
+        "seed": settings.seed,
+        "sizes_px": list(settings.sizes_px),
+        "held_out": settings.held_out,
+        "procedural": settings.procedural,
+    }
+    if settings.batch > SHARD_PICTURES:
+        raise ExportError(f"a cache gives batches of {SHARD_PICTURES} at most, {settings.batch} were asked for")
+    return TeacherCache(folder, identity, settings.sizes_px, settings.seed, settings.cached)
+
+
+def cache_source(photographs: Photographs, settings: DistilSettings) -> Callable[[int], Batches]:
+    """For one size, the pictures of a cache, shard by shard."""
+
+    def batches(size_px: int) -> Batches:
+        return Batches(
+            photographs.learn,
+            seed=settings.seed,
+            batch=SHARD_PICTURES,
+            sizes_px=(size_px,),
+            first_step=0,
+            procedural=settings.procedural,
+        )
+
+    return batches
+
+
+def _identity(teacher_card: TeacherCard, photographs: Photographs) -> dict[str, str]:
+    return {
+        "teacher": teacher_card.name,
+        "teacher_sha256": teacher_card.sha256,
+        "layers": ",".join(teacher_card.layers),
+        "pictures_sha256": photographs.sha256,
+    }
 
 
 class Distillation:
@@ -187,23 +283,25 @@ class Distillation:
         *,
         device: torch.device | None = None,
         start_from: Path | None = None,
+        cache: TeacherCache | None = None,
     ) -> None:
-        """checkpoint: this run's; start_from: another run's, whose student this one begins with.
+        """checkpoint: this run's; start_from: another run's, whose student this one begins with; cache: the
+        teacher's, filled.
 
         Raises ExportError when the checkpoint belongs to another run or cannot be read.
         """
         self.teacher = teacher
         self.teacher_card = teacher_card
         self.photographs = photographs
+        self.cache = cache
         self.settings = settings
         self.checkpoint = checkpoint
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.step = 0
         self.seconds = 0.0
+        self.cpu_seconds = 0.0
         self.loss = Loss(math.nan, math.nan)
         self.learned_from_all = False
-        self.mean: list[Tensor] = []
-        self.std: list[Tensor] = []
         torch.manual_seed(settings.seed)
         if checkpoint.exists():
             self._resume()
@@ -213,16 +311,14 @@ class Distillation:
     @property
     def identity(self) -> dict[str, str]:
         """What a checkpoint must agree with to be gone on with."""
-        return {
-            "teacher": self.teacher_card.name,
-            "teacher_sha256": self.teacher_card.sha256,
-            "layers": ",".join(self.teacher_card.layers),
-            "pictures_sha256": self.photographs.sha256,
-        }
+        return _identity(self.teacher_card, self.photographs)
 
     def _begin(self, start_from: Path | None) -> None:
-        with self._batches(STATISTICS_STEP) as batches:
-            self.mean, self.std = channel_statistics(self.teacher, iter(batches), STATISTICS_BATCHES)
+        if start_from is None and not self.settings.norms:
+            raise ExportError("a student without norms begins with another's: give its checkpoint, or train with norms")
+        count = STATISTICS_BATCHES if self.cache is None else CACHED_STATISTICS_BATCHES
+        with self._examples(STATISTICS_STEP if self.cache is None else 0) as examples:
+            self.channels = channel_statistics(features for _, features in islice(examples, count))
         self._build()
         if start_from is not None:
             self._begin_with(start_from)
@@ -231,18 +327,20 @@ class Distillation:
         """Take over the averaged student of another run, its heads turned into units of this run's statistics."""
         state = load_checkpoint(start_from, self.device)
         try:
-            self.student.load_state_dict(state["average"])
+            take_over(self.student, state["average"])
             with torch.no_grad():
                 for i, head in enumerate((self.student.head8, self.student.head16)):
-                    _change_units(head, state["mean"][i], state["std"][i], self.mean[i], self.std[i])
+                    _change_units(head, state["mean"][i], state["std"][i], self.channels.mean[i], self.channels.std[i])
         except RuntimeError as exc:
             raise ExportError(f"{start_from} holds another kind of student: {exc}") from exc
         self.average.load_state_dict(self.student.state_dict())
 
+    def _new_student(self) -> Student:
+        return Student((len(self.channels.mean[0]), len(self.channels.mean[1])), self.settings.norms)
+
     def _build(self) -> None:
-        channels = (len(self.mean[0]), len(self.mean[1]))
-        self.student = _on(Student(channels), self.device)
-        self.average = _on(Student(channels), self.device)
+        self.student = _on(self._new_student(), self.device)
+        self.average = _on(self._new_student(), self.device)
         self.average.load_state_dict(self.student.state_dict())
         check_size(self.student)
         self.optimiser = torch.optim.AdamW(
@@ -252,7 +350,7 @@ class Distillation:
     def _resume(self) -> None:
         state = load_checkpoint(self.checkpoint, self.device)
         # Checkpoints of earlier versions state less; what they do not state cannot be compared.
-        before = {**state["identity"], "procedural": 0.0, **state.get("settings", {})}
+        before = {**state["identity"], "procedural": 0.0, "norms": True, "cached": 0, **state.get("settings", {})}
         now = {**self.identity, **self.settings.stream()}
         if "pictures_sha256" not in before:  # it neither named its teacher alike nor kept pictures apart
             self.learned_from_all = True
@@ -265,12 +363,21 @@ class Distillation:
                 f"{self.checkpoint} belongs to another run: {'; '.join(changed)}. Name another --out, or remove it; "
                 "to begin a new run with its student give it as --start-from"
             )
-        self.mean, self.std = state["mean"], state["std"]
+        self.channels = Channels(
+            tuple(state["mean"]), tuple(state["std"]), tuple(state.get("rectified", (False, False)))
+        )
         self._build()
-        self.student.load_state_dict(state["student"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        try:
+            self.student.load_state_dict(state["student"])
+            self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (RuntimeError, ValueError) as exc:
+            raise ExportError(
+                f"{self.checkpoint} holds the student of another version, which this one cannot go on with: begin a "
+                "new run in another --out and give this checkpoint as --start-from"
+            ) from exc
         self.step, self.seconds, self.loss = state["step"], state["seconds"], Loss(*state["loss"])
+        self.cpu_seconds = state.get("cpu_seconds", 0.0)
 
     def save(self) -> None:
         """Write the checkpoint beside the old one and rename it over: a kill leaves a whole file."""
@@ -280,9 +387,11 @@ class Distillation:
             "settings": self.settings.stream() if not self.learned_from_all else {},
             "step": self.step,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "loss": [self.loss.stride_8, self.loss.stride_16],
-            "mean": self.mean,
-            "std": self.std,
+            "mean": list(self.channels.mean),
+            "std": list(self.channels.std),
+            "rectified": list(self.channels.rectified),
             "student": self.student.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -312,16 +421,23 @@ class Distillation:
             procedural=s.procedural,
         )
 
-    def _advance(self, batch: NDArray[np.uint8]) -> None:
+    @contextmanager
+    def _examples(self, first_step: int) -> Iterator[Iterator[tuple[NDArray[np.uint8], tuple[Tensor, ...]]]]:
+        """Pictures and what the teacher says of them, step after step."""
+        if self.cache is not None:
+            kept = self.cache.batches(self.settings.batch, first_step)
+            yield ((pictures, tuple(f.to(self.device) for f in features)) for pictures, features in kept)
+            return
+        with self._batches(first_step) as batches:
+            yield ((pictures, self.teacher(pictures)) for pictures in batches)
+
+    def _advance(self, pictures: NDArray[np.uint8], target: tuple[Tensor, ...]) -> None:
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * learning_rate_factor(self.step, self.settings.steps)
-        target = self.teacher(batch)
         self.student.train()
-        errors = errors_of(self.student(normalise(batch, IMAGENET, self.device)), target, self.mean, self.std)
+        errors = errors_of(self.student(normalise(pictures, IMAGENET, self.device)), target, self.channels)
         loss8, loss16 = errors[0].square().mean(), errors[1].square().mean()
-        loss = loss8 + loss16
-        if self.settings.embedding_loss > 0:
-            loss = loss + self.settings.embedding_loss * embedding_loss(errors, self.std)
+        loss = loss8 + loss16 + self._loss_of_embeddings(errors, target)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
@@ -336,6 +452,17 @@ class Distillation:
         keep = 0.98 if self.step > 50 else 0.9
         self.loss = now if self.step == 0 else _blend(self.loss, now, keep)
         self.step += 1
+
+    def _loss_of_embeddings(self, errors: tuple[Tensor, Tensor], target: tuple[Tensor, ...]) -> Tensor:
+        of_embeddings, of_pictures = self.settings.embedding_loss, self.settings.picture_loss
+        loss = torch.zeros((), device=self.device)
+        if of_embeddings > 0 or of_pictures > 0:
+            wrong = embedding_errors(errors, self.channels.std)
+            if of_embeddings > 0:
+                loss = loss + of_embeddings * embedding_loss(wrong, self.channels.std)
+            if of_pictures > 0:
+                loss = loss + of_pictures * picture_loss(wrong, target, self.channels.std)
+        return loss
 
     def _follow(self) -> None:
         """The exponential average of the student's weights, which is what is exported."""
@@ -355,11 +482,12 @@ class Distillation:
             mininterval=2 if sys.stderr.isatty() else 30,
         )
         started, before = time.monotonic(), self.seconds
-        with bar, self._batches(self.step) as batches:
-            stream = iter(batches)
+        cpu_started, cpu_before = time.process_time(), self.cpu_seconds
+        with bar, self._examples(self.step) as examples:
             while self.step < self.settings.steps and not stop():
-                self._advance(next(stream))
+                self._advance(*next(examples))
                 self.seconds = before + time.monotonic() - started
+                self.cpu_seconds = cpu_before + time.process_time() - cpu_started
                 bar.set_postfix_str(f"loss {self.loss.stride_8:.3f} + {self.loss.stride_16:.3f}", refresh=False)
                 bar.update()
                 if self.step % self.settings.checkpoint_every == 0:
@@ -380,18 +508,17 @@ class Distillation:
             batch = np.stack([centre_view(read_rgb(p), size) for p in files[start : start + self.settings.batch]])
             with torch.no_grad():
                 out = self.average(normalise(batch, IMAGENET, self.device))
-                losses = loss_of(out, self.teacher(batch), self.mean, self.std)
+                losses = loss_of(out, self.teacher(batch), self.channels)
             sums = [s + float(x) * len(batch) for s, x in zip(sums, losses, strict=True)]
             count += len(batch)
         return Loss(sums[0] / count, sums[1] / count)
 
     def model(self) -> Denormalised:
         """The averaged student in the teacher's units, on the CPU, for inference."""
-        student = Student((len(self.mean[0]), len(self.mean[1])))
+        student = self._new_student()
         student.load_state_dict({k: v.cpu() for k, v in self.average.state_dict().items()})
-        mean = (self.mean[0].cpu(), self.mean[1].cpu())
-        std = (self.std[0].cpu(), self.std[1].cpu())
-        return Denormalised(student.eval(), mean, std).eval()
+        mean, std = ((a.cpu(), b.cpu()) for a, b in (self.channels.mean, self.channels.std))
+        return Denormalised(student.eval(), mean, std, self.channels.rectified).eval()
 
     def card(self, raw: RawBackbone) -> dict[str, Any]:
         """The model card: what it is, from whom and what it was learned, and how well."""
@@ -419,6 +546,7 @@ class Distillation:
                 "held_out": 0.0 if self.learned_from_all else self.settings.held_out,
                 "pictures_seen": self.step * self.settings.batch,
                 "seconds": round(self.seconds),
+                "cpu_seconds": round(self.cpu_seconds),
                 "device": self.device.type,
             },
             "loss": {

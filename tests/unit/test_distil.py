@@ -22,6 +22,7 @@ from export.graph import cpu_session, describe_raw, sha256_of  # noqa: E402
 from export.torch import distil, photographs  # noqa: E402
 from export.torch.distil import Distillation, DistilSettings, TeacherCard, export_student  # noqa: E402
 from export.torch.photographs import Batches, augment, check_readable, find_photographs  # noqa: E402
+from export.torch.student import fold_norms  # noqa: E402
 from export.torch.teacher import export_graph  # noqa: E402
 
 CARD = TeacherCard("tiny", "1" * 64, ("a", "b"))
@@ -245,7 +246,7 @@ def test_a_student_taken_over_says_the_same_in_the_units_of_other_pictures(folde
     first.run(progress=False)
     other = DistilSettings(steps=4, batch=2, sizes_px=(32, 48), seed=5, held_out=0.3)
     second = distillation(folder, tmp_path / "b.pt", other, start_from=tmp_path / "a.pt")
-    assert not torch.equal(first.mean[0], second.mean[0])
+    assert not torch.equal(first.channels.mean[0], second.channels.mean[0])
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for before, after in zip(first.model()(x), second.model()(x), strict=True):
@@ -295,11 +296,11 @@ def test_photographs_and_made_pictures_are_mixed_by_the_share_and_alike_for_any_
 
 def test_the_embedding_loss_is_the_error_of_the_embeddings_that_a_fused_backbone_gives():
     generator = torch.Generator().manual_seed(0)
-    std = [torch.rand(6, generator=generator) + 0.1, torch.rand(10, generator=generator) + 0.1]
+    std = (torch.rand(6, generator=generator) + 0.1, torch.rand(10, generator=generator) + 0.1)
     maps = [[torch.randn(2, 6, 8, 8, generator=generator), torch.randn(2, 10, 4, 4, generator=generator)] for _ in "st"]
-    zero = [torch.zeros(6), torch.zeros(10)]
+    zero = (torch.zeros(6), torch.zeros(10))
     target = [t * d.view(1, -1, 1, 1) for t, d in zip(maps[1], std, strict=True)]
-    errors = distil.errors_of(maps[0], target, zero, std)
+    errors = distil.errors_of(maps[0], target, distil.Channels(zero, std, (False, False)))
 
     def embedding(layers):
         pooled = [
@@ -310,7 +311,112 @@ def test_the_embedding_loss_is_the_error_of_the_embeddings_that_a_fused_backbone
 
     distance = (embedding(maps[0]) - embedding(maps[1])).square().sum(1).mean()
     variance = sum(d.square().sum() for d in std)
-    torch.testing.assert_close(distil.embedding_loss(errors, std), distance / variance)
+    wrong = distil.embedding_errors(errors, std)
+    torch.testing.assert_close(distil.embedding_loss(wrong, std), distance / variance)
+
+
+def test_the_picture_loss_counts_what_is_wrong_between_patches_in_units_of_each_pictures_own_variance():
+    generator = torch.Generator().manual_seed(0)
+    std = (torch.ones(6), torch.ones(10))
+    teacher = [torch.randn(2, 6, 8, 8, generator=generator), torch.randn(2, 10, 4, 4, generator=generator)]
+    alike = [torch.ones_like(t) for t in teacher]
+    assert distil.picture_loss(alike, teacher, std) == pytest.approx(0, abs=1e-6)
+    wrong = distil.pooled([torch.randn(t.shape, generator=generator) for t in teacher])
+    shifted = [w + 3 for w in wrong]
+    torch.testing.assert_close(
+        distil.picture_loss(shifted, teacher, std), distil.picture_loss(wrong, teacher, std), rtol=1e-4, atol=1e-5
+    )
+    strong = [t * 10 for t in teacher]
+    assert distil.picture_loss(wrong, strong, std) < 0.1 * distil.picture_loss(wrong, teacher, std)
+    empty = [torch.zeros_like(t) for t in teacher]
+    assert torch.isfinite(distil.picture_loss(wrong, empty, std))
+
+
+def old(state):
+    """A checkpoint of the first version: without the blocks that came later."""
+    return {k: v for k, v in state.items() if not k.startswith(("stage8.3.", "stage16.3."))}
+
+
+def lively_student(generator):
+    """A student whose norms have seen something, so that folding them has something to get wrong."""
+    student = distil.Student((6, 10))
+    with torch.no_grad():
+        for key, value in student.state_dict().items():
+            if key.endswith(("running_mean", "1.bias")):
+                value.normal_(0, 0.3, generator=generator)
+            elif key.endswith(("running_var", "1.weight")):
+                value.uniform_(0.5, 2, generator=generator)
+    return student.eval()
+
+
+@pytest.mark.parametrize("norms", [True, False])
+def test_an_older_smaller_student_grows_without_a_change_of_what_it_says(norms):
+    generator = torch.Generator().manual_seed(1)
+    before = lively_student(generator)
+    smaller = distil.Student((6, 10)).eval()
+    smaller.load_state_dict(before.state_dict())
+    smaller.stage8, smaller.stage16 = smaller.stage8[:3], smaller.stage16[:3]
+    grown = distil.Student((6, 10), norms)
+    distil.take_over(grown, old(before.state_dict()))
+    x = torch.randn(2, 3, 64, 96, generator=generator)
+    with torch.no_grad():
+        for want, got in zip(smaller(x), grown.eval()(x), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
+def test_new_blocks_learn_from_the_first_step_on():
+    grown = distil.Student((6, 10), norms=False)
+    distil.take_over(grown, old(lively_student(torch.Generator().manual_seed(1)).state_dict()))
+    sum(f.square().mean() for f in grown(torch.randn(2, 3, 64, 64))).backward()
+    for block in (grown.stage8[3], grown.stage16[3]):
+        assert block.body[2][0].weight.grad.abs().max() > 0
+
+
+def test_a_student_of_another_shape_is_not_taken_over():
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        distil.take_over(distil.Student((6, 10)), distil.Student((8, 10)).state_dict())
+    folded = fold_norms(distil.Student((6, 10)).state_dict())
+    with pytest.raises(RuntimeError, match="issing key"):
+        distil.take_over(distil.Student((6, 10)), folded)
+
+
+def test_a_run_goes_on_from_another_with_its_norms_folded_and_not_without_another(folder, tmp_path):
+    first = distillation(folder, tmp_path / "a.pt")
+    first.run(progress=False)
+    folded = DistilSettings(steps=4, batch=2, sizes_px=(32, 48), held_out=0.3, norms=False)
+    second = distillation(folder, tmp_path / "b.pt", folded, start_from=tmp_path / "a.pt")
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for before, after in zip(first.model()(x), second.model()(x), strict=True):
+            torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+    second.run(progress=False)
+    assert not [key for key in second.average.state_dict() if "running" in key]
+    raw = export_student(second, "small", "")
+    assert second.card(raw)["training"]["norms"] is False
+    with pytest.raises(ExportError, match="begins with another's"):
+        distillation(folder, tmp_path / "c.pt", folded)
+
+
+def test_the_checkpoint_of_a_smaller_student_is_no_run_to_go_on_with_but_one_to_begin_with(folder, tmp_path):
+    path = tmp_path / "c.pt"
+    distillation(folder, path, with_steps(1)).run(progress=False)
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "student": old(state["student"]), "average": old(state["average"])}, path)
+    with pytest.raises(ExportError, match="give this checkpoint as --start-from"):
+        distillation(folder, path)
+    assert distillation(folder, tmp_path / "new.pt", start_from=path).step == 0
+
+
+def test_a_teacher_that_is_never_negative_makes_a_student_that_is_not_either(folder, tmp_path):
+    pictures = find_photographs(folder, 0.3)
+    run = Distillation(lambda b: tuple(f.relu() for f in teach(b)), CARD, pictures, SETTINGS, tmp_path / "c.pt")
+    assert run.channels.rectified == (True, True)
+    run.run(progress=False)
+    raw = export_student(run, "small", "")
+    x = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32) * 100
+    outputs = cpu_session(raw.model_bytes, "s").run(None, {"image": x})
+    assert all(f.min() == 0 < f.max() for f in outputs)
+    assert distillation(folder, tmp_path / "d.pt").channels.rectified == (False, False)
 
 
 def test_the_exported_student_equals_torch_and_fuses_at_any_size(folder, tmp_path):
@@ -392,6 +498,8 @@ def test_augmentation_takes_pictures_of_any_shape(shape):
         {"procedural": float("nan")},
         {"embedding_loss": -1.0},
         {"embedding_loss": float("inf")},
+        {"picture_loss": -1.0},
+        {"picture_loss": float("nan")},
     ],
 )
 def test_impossible_settings_are_refused(values):
@@ -432,8 +540,8 @@ def test_the_command_writes_graph_and_card_and_goes_on_with_more_steps(command, 
 def test_the_command_stops_between_two_steps_on_an_interrupt(command, tmp_path, monkeypatch, capsys):
     advance = Distillation._advance
 
-    def interrupted(self, batch):
-        advance(self, batch)
+    def interrupted(self, *example):
+        advance(self, *example)
         os.kill(os.getpid(), 2)
 
     with monkeypatch.context() as patch:
