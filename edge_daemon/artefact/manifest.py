@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 RECIPE_SCHEMA: Final = "edge-daemon/recipe/1"
 
@@ -10,7 +10,9 @@ RECIPE_SCHEMA: Final = "edge-daemon/recipe/1"
 # `pca/1`: bank.safetensors also holds `projection`, (backbone dim, bank dim) float32, which every patch embedding is
 # multiplied with before the search; the bank's rows already are.
 PCA_FEATURE: Final = "pca/1"
-KNOWN_FEATURES = frozenset({"patchcore/1", PCA_FEATURE})
+# `health/1`: `health` holds what a picture must be like to be judged at all; see `core.health`.
+HEALTH_FEATURE = "health/1"
+KNOWN_FEATURES = frozenset({"patchcore/1", PCA_FEATURE, HEALTH_FEATURE})
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^(golden/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}$")]
@@ -105,6 +107,46 @@ class PatchCorePart(Part):
     engine: Literal["auto", "certified", "flat", "numpy", "graph"] = "auto"
 
 
+HealthMeasure = Literal[
+    "brightness",
+    "contrast",
+    "sharpness_x",
+    "sharpness_y",
+    "saturation_low",
+    "saturation_high",
+    "noise",
+    "shift_x_px",
+    "shift_y_px",
+]
+
+
+class HealthLimitPart(Part):
+    """One measure: what is allowed, and what it was learned from. Units as in `core.health.measure`."""
+
+    lower: Annotated[float, Field(allow_inf_nan=False)] | None
+    """A picture below is not decidable; null for no limit."""
+    upper: Annotated[float, Field(allow_inf_nan=False)] | None
+    """A picture above is not decidable; null for no limit."""
+    centre: Annotated[float, Field(allow_inf_nan=False)]
+    """Median of the good pictures."""
+    drift: Finite
+    """How far the running mean may lie from the centre; see `core.drift`."""
+    deviation: Finite
+    """Robust standard deviation of the good pictures."""
+    smallest: Annotated[float, Field(allow_inf_nan=False)]
+    largest: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class HealthPart(Part):
+    """Feature `health/1`: what a picture must be like to be judged at all."""
+
+    reference: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{5462}==$")]
+    """Base64 of the 64x64 bytes, row by row, that shifts are measured against; see `core.health.reduced`."""
+    limits: Annotated[dict[HealthMeasure, HealthLimitPart], Field(min_length=1)]
+    evidence: dict[str, Any]
+    """How the limits were learned: pictures, blocks, stated rate, the reference's name."""
+
+
 class Manifest(BaseModel):
     """The whole of recipe.json."""
 
@@ -131,3 +173,12 @@ class Manifest(BaseModel):
     """Evidence for the thresholds: method, held-out scores, rates."""
     golden: Annotated[tuple[GoldenPart, ...], Field(min_length=1)]
     provenance: dict[str, Any]
+    health: HealthPart | None = None
+    """With feature `health/1`; left out of recipe.json without it, for versions that do not know the key."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent_parts(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialise(self)
+        if fields.get("health") is None:
+            fields.pop("health", None)
+        return fields

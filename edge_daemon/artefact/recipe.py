@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from edge_daemon.artefact.manifest import KNOWN_FEATURES, PCA_FEATURE, RECIPE_SCHEMA, Manifest
+from edge_daemon.artefact.manifest import HEALTH_FEATURE, KNOWN_FEATURES, PCA_FEATURE, RECIPE_SCHEMA, Manifest
 from edge_daemon.artefact.pictures import decode_picture
 from edge_daemon.errors import (
     EdgeError,
@@ -229,6 +229,11 @@ def _check_geometry(manifest: Manifest, where: str) -> None:
         problems.append(f"the grid's extent {backbone.extent} does not cover the model size {pre.size}")
     if manifest.thresholds.lower > manifest.thresholds.upper:
         problems.append("the lower threshold is above the upper one")
+    if (manifest.health is None) == (HEALTH_FEATURE in manifest.required_features):
+        problems.append(f"health limits and the feature {HEALTH_FEATURE} do not come together")
+    for name, limit in manifest.health.limits.items() if manifest.health else ():
+        if limit.lower is not None and limit.upper is not None and limit.lower > limit.upper:
+            problems.append(f"the lower health limit of {name} is above the upper one")
     if problems:
         raise RecipeShapeError(f"{where}: {'; '.join(problems)}")
 
