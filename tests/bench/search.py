@@ -6,6 +6,11 @@ and the ratios are medians over the frames: the machine's speed and load cancel 
 
     .venv/bin/python -m tests.bench.search --bank train.npy --frames good.npy --defects bad.npy [--pca 96]
     .venv/bin/python -m tests.bench.search --recipe bottle.recipe --images good/ --defective broken/
+    .venv/bin/python -m tests.bench.search --five-shot r50/ --images good/
+
+The last one is the case of a bank of five pictures without coreset and many patches a picture: with 73 x 73
+patches of 1,024 dimensions (a backbone of stride 16 at 1168², or a transformer of 14-pixel patches at 1022²)
+5,329 queries against 26,645 rows.
 """
 
 import argparse
@@ -27,13 +32,16 @@ from numpy.typing import NDArray  # noqa: E402
 from edge_daemon.artefact.pictures import find_pictures, read_picture  # noqa: E402
 from edge_daemon.core.coreset import k_centre_greedy, project, sparse_random_projection  # noqa: E402
 from edge_daemon.core.decision import Evidence, Thresholds  # noqa: E402
+from edge_daemon.core.resize import resize  # noqa: E402
 from edge_daemon.detectors.loading import load_verified  # noqa: E402
 from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings  # noqa: E402
 from edge_daemon.engines.nearest import make_engine  # noqa: E402
-from edge_daemon.engines.sessions import EngineOptions, Sessions  # noqa: E402
+from edge_daemon.engines.sessions import EngineOptions, OnnxExtractor, Sessions  # noqa: E402
+from export.backbone import resolve_backbone  # noqa: E402
 
 Array = NDArray[np.float32]
 _WARM_UP_FRAMES = 3
+_SHOTS = 5
 
 
 class Blocked:
@@ -186,11 +194,30 @@ def from_pictures(recipe: Path, folders: Sequence[Path | None]) -> tuple[Array, 
     return ready.recipe.bank, found
 
 
+def five_shot(backbone: Path, images: Path, frames: int) -> dict[str, object]:
+    """Every patch of five pictures as bank, as many other pictures of good parts as there are to time, at most
+    `frames`; resized to the backbone's own size."""
+    fused = resolve_backbone(backbone)
+    extractor = OnnxExtractor(fused.model_bytes, fused.sha256, EngineOptions(intra_op_threads=physical_cores()))
+    found = []
+    for path in find_pictures(images)[: _SHOTS + _WARM_UP_FRAMES + frames]:
+        pixels = read_picture(path)
+        colour = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+        found.append(extractor.extract(resize(colour, *fused.size, "antialias")[None])[0])
+    if len(found) <= _SHOTS + _WARM_UP_FRAMES:
+        raise SystemExit(f"{images}: {_SHOTS + _WARM_UP_FRAMES + 1} pictures or more are needed, not {len(found)}")
+    bank = np.concatenate([f.reshape(-1, fused.dim) for f in found[:_SHOTS]])
+    return measure(bank, found[_SHOTS:], ())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--bank", type=Path, help="features of good parts to take banks from, .npy")
     source.add_argument("--recipe", type=Path, help="a recipe: its own bank is measured")
+    source.add_argument(
+        "--five-shot", type=Path, metavar="BACKBONE", help="every patch of the first five of --images as bank"
+    )
     parser.add_argument("--frames", type=Path, help="features of other good parts, .npy")
     parser.add_argument("--defects", type=Path, help="features of parts with defects, .npy: boxes included")
     parser.add_argument("--images", type=Path, help="pictures of good parts, with --recipe")
@@ -205,6 +232,10 @@ def main() -> None:
     if arguments.recipe:
         bank, (good, bad) = from_pictures(arguments.recipe, (arguments.images, arguments.defective))
         measured = [measure(np.ascontiguousarray(bank), list(good[: arguments.frames_most]), list(bad))]
+    elif arguments.five_shot:
+        if not arguments.images:
+            parser.error("--five-shot needs --images")
+        measured = [five_shot(arguments.five_shot, arguments.images, arguments.frames_most)]
     else:
         measured = from_features(arguments)
     print(json.dumps({"threads": physical_cores(), "searches": measured}, indent=1))

@@ -71,20 +71,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="good parts (default: simulated ones)")
     parser.add_argument("--backbone", type=Path, help="of `edge-export backbone` (default: the embedded one)")
+    parser.add_argument("--five-shot", type=Path, help="backbone for a bank of five whole pictures (default: left out)")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     parser.add_argument("--quick", action="store_true", help="fewer sizes and repetitions")
     arguments = parser.parse_args()
     keep_freed_memory()
     faiss.omp_set_num_threads(physical_cores())
     with tempfile.TemporaryDirectory(prefix="edge-suite-") as folder:
-        figures = run(Path(folder), arguments.images, arguments.backbone, arguments.quick)
+        figures = run(Path(folder), arguments.images, arguments.backbone, arguments.quick, arguments.five_shot)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "bench.json").write_text(json.dumps(figures, indent=1) + "\n")
     plot(figures, arguments.out / "bench.png")
     print(f"{arguments.out / 'bench.json'} and {arguments.out / 'bench.png'}")
 
 
-def run(folder: Path, images: Path | None, backbone: Path | None, quick: bool) -> dict[str, Any]:
+def run(
+    folder: Path, images: Path | None, backbone: Path | None, quick: bool, five_shot: Path | None = None
+) -> dict[str, Any]:
     """All sections, as one object ready for JSON."""
     say("material: parts, features, a recipe")
     material = prepare(folder, images, backbone)
@@ -93,6 +96,7 @@ def run(folder: Path, images: Path | None, backbone: Path | None, quick: bool) -
             material, (1_000, 10_000) if quick else (1_000, 3_000, 10_000, 30_000, 200_000)
         ),
         "search_of_the_recipe": lambda: search_bench(material),
+        "five_shot": lambda: five_shot_bench(five_shot, material.images),
         "coreset": lambda: coreset_growth((2_000, 5_000) if quick else (5_000, 10_000, 20_000, 50_000, 100_000)),
         "batch": lambda: batch_scaling(material, (1, 4) if quick else (1, 2, 4, 8)),
         "int8": lambda: int8(material),
@@ -192,6 +196,18 @@ def search_growth(material: Material, rows: Sequence[int]) -> list[dict[str, Any
 def search_bench(material: Material) -> Any:
     """`tests.bench.search` on the recipe's own bank: the certified search beside the faster flat one."""
     command = ["--recipe", str(material.recipe), "--images", str(material.images)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.search", *command], stdout=subprocess.PIPE, check=True, text=True
+    )
+    return json.loads(done.stdout)
+
+
+def five_shot_bench(backbone: Path | None, images: Path) -> Any:
+    """`tests.bench.search --five-shot`: many patches of many dimensions, a bank without coreset. Null without a
+    backbone for it: the embedded one has neither."""
+    if backbone is None:
+        return None
+    command = ["--five-shot", str(backbone), "--images", str(images), "--frames-most", "5"]
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench.search", *command], stdout=subprocess.PIPE, check=True, text=True
     )
