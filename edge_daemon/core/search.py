@@ -239,7 +239,10 @@ class _Scan:
         self._result.squared[place], self._result.rows[place] = upper[better], self._order[rows[better]]
         self._result.exact[place] = False
         self._limit[place] = self._questions.limits(upper[better], place)
-        self._limit[who[self._result.squared[who] < self._floor]] = -np.inf
+        closed = who[self._result.squared[who] < self._floor]
+        self._limit[closed] = -np.inf
+        # Also of those that were decided among the rows so far: the rest of the rows are not looked at.
+        self._result.exact[closed] = False
 
     def _decide(self, waiting: list[_Pairs], few: int | None) -> NDArray[np.int64]:
         """The nearest among the candidates, by direct difference. Returns queries with more than `few`."""
