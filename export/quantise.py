@@ -4,12 +4,13 @@ Needs onnxruntime.quantization and no torch. What stays in float32 is what costs
 in time or in truth: the picture's normalisation and the first convolution, and all of the patch embedding.
 """
 
+import io
 import json
 import logging
 import platform
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,15 @@ from export.graph import cpu_session, load_graph, opset_of, read_metadata, run_s
 
 # Pictures that set the ranges; each is also shown damaged. On bottle 16 and 64 gave the same error.
 RANGE_PICTURES = 32
-# Mean relative error of the embeddings. Seen: 0.06 to 0.08 for a sound graph, 0.33 and more where eight-bit
+# Mean relative error of the embeddings. Seen: 0.05 to 0.08 for a sound graph, 0.33 and more where eight-bit
 # weights overflow the sixteen bits in which AVX2 adds two products.
 LARGEST_ERROR = 0.25
+
+# Share of the values that a range leaves out. On bottle, against ranges from minimum to maximum: error of the
+# embeddings 0.082 instead of 0.110 (resnet18) and 0.047 instead of 0.069 (embedded), on good and defective pictures
+# alike; correlation of good scores 0.94 instead of 0.89 to 0.93, defects' scores 0.995 to 0.996 instead of 0.987 to 0.994 of
+# fp32's. Half of the pictures are damaged, over a sixteenth of each: far more than is left out.
+_LEFT_OUT = 1e-4
 
 _CONVOLUTIONAL = ("Conv", "Relu", "Clip", "Add", "MaxPool", "GlobalAveragePool", "Gemm", "MatMul")
 # A transformer's sums and norms carry outliers that eight bits lose; its products with weights bear them.
@@ -97,7 +104,7 @@ def quantise(fused: FusedBackbone, pictures: Sequence[NDArray[np.uint8]]) -> Qua
                 weight_type=QuantType.QInt8,
                 per_channel=True,
                 reduce_range=True,
-                calibrate_method=CalibrationMethod.MinMax,
+                **_ranges(transformer=types == _TRANSFORMER),
             )
             quantised = onnx.load(result)
         except BackboneError:
@@ -107,8 +114,18 @@ def quantise(fused: FusedBackbone, pictures: Sequence[NDArray[np.uint8]]) -> Qua
     products = [n for n in model.graph.node if n.op_type in _PRODUCTS and n.name.startswith("raw/")]
     kept = sum(n.name in excluded or n.op_type not in types for n in products)
     cpu = cpu_class()
-    backbone = describe(serialise(quantised, _metadata(fused, quantised, len(pictures), cpu)))
+    backbone = describe(serialise(quantised, _metadata(fused, quantised, len(pictures), cpu, types == _TRANSFORMER)))
     return Quantised(backbone, fused, len(pictures), _error(fused, backbone, shown), len(products) - kept, kept, cpu)
+
+
+def _ranges(*, transformer: bool) -> dict[str, Any]:
+    """How activations are given their range. A transformer's few large values carry meaning: nothing is left out."""
+    if transformer:
+        return {"calibrate_method": CalibrationMethod.MinMax}
+    # By one good picture and its damaged copy at a time; otherwise all activations of all pictures are kept at once,
+    # 25 MB a picture for resnet18 at 256 px.
+    options = {"CalibPercentile": 100 * (1 - _LEFT_OUT), "CalibStridedMinMax": 2}
+    return {"calibrate_method": CalibrationMethod.Percentile, "extra_options": options}
 
 
 def damaged(picture: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
@@ -135,10 +152,17 @@ def cpu_class(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 class _Pictures(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
-    """Model inputs one by one, as the calibrator wants them."""
+    """Model inputs one by one, as the calibrator wants them, all or those of a range."""
 
     def __init__(self, pictures: Sequence[NDArray[np.uint8]]) -> None:
+        self._all = pictures
         self._pictures: Iterator[NDArray[np.uint8]] = iter(pictures)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._pictures = iter(self._all[start_index:end_index])
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         picture = next(self._pictures, None)
@@ -208,9 +232,10 @@ def _normalise_by_convolution(model: ModelProto) -> None:
     model.graph.node.insert(place, convolution)
 
 
-def _metadata(fused: FusedBackbone, model: ModelProto, pictures: int, cpu: str) -> dict[str, str]:
+def _metadata(fused: FusedBackbone, model: ModelProto, pictures: int, cpu: str, transformer: bool) -> dict[str, str]:
+    ranges = "minimum to maximum" if transformer else f"without {_LEFT_OUT:.2%} of the values"
     how = {
-        "method": "static QDQ, weights int8 per channel in seven bits, activations uint8, range minimum to maximum",
+        "method": f"static QDQ, weights int8 per channel in seven bits, activations uint8, range {ranges}",
         "pictures": pictures,
         "cpu_class": cpu,
         "fp32_sha256": fused.sha256,
@@ -243,11 +268,12 @@ def _error(fused: FusedBackbone, backbone: FusedBackbone, pictures: Sequence[NDA
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """onnxruntime's quantiser logs advice on the root logger that is no use to our reader."""
+    """onnxruntime's quantiser logs advice on the root logger, and prints, what is no use to our reader."""
     root: Any = logging.getLogger()
     before = root.level
     root.setLevel(logging.ERROR)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         root.setLevel(before)
