@@ -9,7 +9,7 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 
 _POOL_SIZES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -76,6 +76,30 @@ def thread_pools(environ: Mapping[str, str] = os.environ) -> dict[str, str | int
     if faiss is not None:
         pools["faiss"] = int(faiss.omp_get_max_threads())
     return pools
+
+
+def blas_limiter(maps: Path = Path("/proc/self/maps")) -> Callable[[int], None] | None:
+    """What sets the number of threads of numpy's matrix products from now on; None where there is no such thing.
+
+    numpy brings its own OpenBLAS (under either name) and no way to size it after the import. A call takes a
+    microsecond; sizes above that of `OPENBLAS_NUM_THREADS` start threads.
+    """
+    try:
+        loaded = {line.split()[-1] for line in maps.read_text().splitlines() if "openblas" in line}
+    except OSError:
+        return None
+    for path in sorted(loaded):
+        try:
+            library = ctypes.CDLL(path)
+        except OSError:
+            continue
+        for name in ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_", "openblas_set_num_threads"):
+            if hasattr(library, name):
+                function = getattr(library, name)
+                function.argtypes, function.restype = [ctypes.c_int], None
+                limit: Callable[[int], None] = function
+                return limit
+    return None
 
 
 def keep_freed_memory() -> bool:

@@ -63,7 +63,8 @@ class Compute:
     """Judges frames in batches that a deadline closes, and golden samples when there is nothing to do.
 
     max_batch: most frames in one model run; batch_wait_ns: how long the first frame of a batch waits for
-    more; fatal: told of an exception that is no EdgeError, after which every frame fails.
+    more; fatal: told of an exception that is no EdgeError, after which every frame fails; share_cores: told before
+    each search whether the model has a frame meanwhile (see `threads.blas_limiter`).
     The queues are unbounded here: the stations bound them, by the triggers they let in.
     """
 
@@ -74,12 +75,15 @@ class Compute:
         max_batch: int,
         batch_wait_ns: int,
         fatal: Callable[[BaseException], None],
+        share_cores: Callable[[bool], None] = lambda _sharing: None,
     ) -> None:
         self._stations = stations
         self._clock = clock
         self._max_batch = max_batch
         self._batch_wait_ns = batch_wait_ns
         self._fatal = fatal
+        self._share_cores = share_cores
+        self._model_busy = False  # or about to be; a hint, without a lock
         self._to_model: queue.SimpleQueue[_Prepared | None] = queue.SimpleQueue()
         self._to_search: queue.SimpleQueue[_Extracted | _GoldenExtracted | None] = queue.SimpleQueue()
         self._postponed: deque[_Prepared] = deque()
@@ -188,6 +192,7 @@ class Compute:
         if self._broken or not batch:
             self._fail(works, Reason.ENGINE)
             return
+        self._model_busy = True
         model_ns = self._clock.monotonic_ns()
         begun = time.perf_counter()
         try:
@@ -200,6 +205,7 @@ class Compute:
             self._defect(works, error)
             return
         features_ns = self._clock.monotonic_ns()
+        self._model_busy = bool(self._postponed) or not self._to_model.empty()
         self._stages.add("model", (time.perf_counter() - begun) * 1e3 / len(batch))
         for work, feature in zip(works, features, strict=True):
             self._to_search.put(_Extracted(work, feature, model_ns, features_ns))
@@ -254,6 +260,7 @@ class Compute:
             self._defect([work], error)
 
     def _judge_open(self, extracted: _Extracted) -> None:
+        self._share_cores(self._model_busy)
         begun = time.perf_counter()
         work, detector = extracted.work, _recipe(extracted.work).detector
         evidence = detector.judge(extracted.features, detector.thresholds)

@@ -212,6 +212,33 @@ def test_one_frame_is_searched_while_the_model_has_the_next() -> None:
         assert it.fatal == []
 
 
+def test_the_search_is_told_whether_it_shares_the_cores_with_the_model() -> None:
+    with bench(max_batch=1) as it:
+        told: list[bool] = []
+        first_told = threading.Event()
+
+        def tell(sharing: bool) -> None:
+            told.append(sharing)
+            first_told.set()
+
+        def extract(batch: np.ndarray) -> np.ndarray:
+            if batch.max() == 20:
+                assert first_told.wait(10)
+            return np.full((1, 1, 1, 1), batch.max(), np.float32)
+
+        it.compute._share_cores = tell
+        detector = FakeDetector(FakeExtractor())
+        detector.extractor.extract = extract  # type: ignore[method-assign]
+        it.submit(detector, 10)
+        it.submit(detector, 20)
+        it.compute.start()
+        it.station.wait_for(2)
+        it.submit(detector, 30)
+        it.station.wait_for(3)
+    assert told[0] is True
+    assert told[-1] is False
+
+
 @pytest.mark.parametrize("call", ["prepare", "judge"])
 def test_a_defect_before_or_after_the_model_fails_the_frame_and_stops_the_daemon(call: str) -> None:
     with bench(max_batch=1) as it:
