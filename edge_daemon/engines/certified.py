@@ -27,6 +27,9 @@ _OFFERED_SHARE = 1 / 8
 # searching them one after the other takes.
 _LOST = 96
 
+# Below this one block is most of the bank: then all rows at once, and nothing is left for the boxes.
+_WHOLE_ROWS = 2048
+
 
 class CertifiedEngine:
     """Bounds from where the frames before found their neighbours, then proof.
@@ -55,19 +58,23 @@ class CertifiedEngine:
             self._improve(patches, nearest, hints, grid)
         else:
             nearest = self._glance(patches)
+        searches = int(nearest.exact.sum())
         first = undecided(nearest)[:_FIRST_SEARCHES]
         nearest.take(first, self._search.nearest(patches[first], within=nearest.squared[first]))
         rest = undecided(nearest)
         if len(rest) > _LOST:
-            nearest.take(rest, self._glance(patches[rest]))
-        squared, patch, searches = prove_maximum(
+            found = self._glance(patches[rest])
+            searches += int(found.exact.sum())
+            nearest.take(rest, found)
+        squared, patch, more = prove_maximum(
             nearest, lambda which, floor: self._search.nearest(patches[which], floor, within=nearest.squared[which])
         )
-        return Maximum(patch, int(nearest.rows[patch]), squared, nearest, len(first) + searches)
+        return Maximum(patch, int(nearest.rows[patch]), squared, nearest, searches + len(first) + more)
 
     def _glance(self, patches: NDArray[np.float32]) -> Nearest:
-        """Bounds from the nearest of some rows, the same for all patches."""
-        return self._search.nearest(patches, np.inf, reduced=False)
+        """Bounds from the nearest of some rows, the same for all patches; of a small bank, of all."""
+        floor = -np.inf if len(self._bank) <= _WHOLE_ROWS else np.inf
+        return self._search.nearest(patches, floor, reduced=False)
 
     def _improve(
         self, patches: NDArray[np.float32], nearest: Nearest, hints: NDArray[np.int64], grid: tuple[int, int]
