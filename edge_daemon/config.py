@@ -352,7 +352,9 @@ def _anchor_paths(raw: Table, base: Path) -> None:
     anchor(raw.get("journal"), "path")
     anchor(raw.get("store"), "path")
     for camera in _tables(raw.get("cameras")):
-        if camera.get("kind") == "folder" or _is_file_source(camera):
+        if camera.get("kind") == "gentl":
+            anchor(camera, "producer")
+        elif camera.get("kind") == "folder" or _is_file_source(camera):
             anchor(camera, "path" if camera.get("kind") == "folder" else "source")
     for station in _tables(raw.get("stations")):
         for view in _items(station.get("views")):

@@ -130,6 +130,14 @@ def make_camera_here(name: str, config: CameraConfig, past: Past) -> tuple[Camer
 
             cv2.setNumThreads(1)
             return OpenCVCamera(name, config, time.monotonic_ns, past=past), 0
+        case "gige":
+            from edge_daemon.cameras.gige import gige_camera
+
+            return gige_camera(name, config, time.monotonic_ns, past), 0
+        case "gentl":
+            from edge_daemon.cameras.gentl import gentl_camera
+
+            return gentl_camera(name, config, time.monotonic_ns, past), 0
         case "folder":
             raise CameraError(f"camera {name}: a folder is read by the daemon itself")
 

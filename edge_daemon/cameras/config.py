@@ -189,4 +189,113 @@ class OpenCVConfig(CameraTable):
         return not self.is_device and ("://" not in str(self.device) or str(self.device).startswith("file://"))
 
 
-CameraConfig = Annotated[SimulatedConfig | FolderConfig | OpenCVConfig, Field(discriminator="kind")]
+PixelFormatName = Literal[
+    "Mono8", "Mono10", "Mono10Packed", "Mono10p", "Mono12", "Mono12Packed", "Mono12p", "Mono14", "Mono16",
+    "BayerGR8", "BayerRG8", "BayerGB8", "BayerBG8",
+    "BayerGR10", "BayerRG10", "BayerGB10", "BayerBG10", "BayerGR12", "BayerRG12", "BayerGB12", "BayerBG12",
+    "BayerGR16", "BayerRG16", "BayerGB16", "BayerBG16",
+    "BayerGR10Packed", "BayerRG10Packed", "BayerGB10Packed", "BayerBG10Packed",
+    "BayerGR12Packed", "BayerRG12Packed", "BayerGB12Packed", "BayerBG12Packed",
+    "BayerBG10p", "BayerGB10p", "BayerGR10p", "BayerRG10p", "BayerBG12p", "BayerGB12p", "BayerGR12p", "BayerRG12p",
+    "RGB8", "BGR8", "RGBa8", "BGRa8", "YUV422_8_UYVY", "YUV422_8",
+]  # fmt: skip
+Offset = Annotated[Whole, Field(ge=0, le=65_535)]
+Extent = Annotated[Whole, Field(ge=1, le=65_535)]
+Text = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+class GenicamConfig(CameraTable):
+    """What all GenICam cameras have. Everything here is written when the camera is opened, and read back."""
+
+    trigger: Literal["software", "hardware", "free_run"] = "software"
+    """What makes it expose: `software` (the station's trigger), `hardware` (a pulse on `line`), or `free_run`."""
+    line: Text = "Line1"
+    """Input of the hardware trigger, as the camera calls it."""
+    activation: Literal["RisingEdge", "FallingEdge", "AnyEdge", "LevelHigh", "LevelLow"] = "RisingEdge"
+    """What of the pulse triggers."""
+    delay_us: Annotated[Number, Field(ge=0, le=10_000_000)] = 0.0
+    """Time from pulse to exposure, in microseconds."""
+    debounce_us: Annotated[Number, Field(ge=0, le=1_000_000)] | None = None
+    """Pulses shorter than this are ignored, in microseconds; what the camera has by default."""
+    region: tuple[Offset, Offset, Extent, Extent] | None = None
+    """Part of the sensor that is read: x, y, width, height, in pixels. All of it by default."""
+    pixel_format: PixelFormatName = "Mono8"
+    """Pixel format by its GenICam name. Pictures of more than 8 bits keep the upper 8; Bayer and YUV become RGB."""
+    exposure_us: Annotated[Number, Field(gt=0, le=60_000_000)] | None = None
+    """Exposure, in microseconds. The automatic is always off; without a value the camera's own counts."""
+    gain_db: Annotated[Number, Field(ge=-20, le=100)] | None = None
+    """Gain, in decibels; the automatic is always off."""
+    gain_raw: Annotated[Whole, Field(ge=0, le=100_000)] | None = None
+    """Gain in the camera's own steps, for older cameras that know no decibels."""
+    rate_hz: Annotated[Number, Field(gt=0, le=10_000)] | None = None
+    """Frames a second: when it runs free what it makes, else what it makes at most."""
+    user_set: str = "Default"
+    """Settings in the camera that are loaded before all others, where it has such; empty for none. Without them, what
+    an earlier program set may stay."""
+    timestamp_at: Literal["exposure_start", "exposure_end"] = "exposure_start"
+    """What the camera's time stamp marks; see its manual."""
+    longest_transfer_ms: Annotated[Number, Field(gt=0, le=10_000)] = 250.0
+    """Longest time from the end of an exposure to the complete frame in this PC, in milliseconds: readout, network,
+    driver. Where the camera's clock cannot be asked, half of it is how uncertain the time of a pulse's frame is."""
+    ptp: bool = False
+    """Let the camera follow the clock of its network (IEEE 1588). Frames say whether it does."""
+    buffers: Annotated[Whole, Field(ge=2, le=1_000)] = 8
+    """Frames that this PC keeps room for; if all are full, frames are lost and counted (`underruns`)."""
+
+    @model_validator(mode="after")
+    def _one_gain(self) -> Self:
+        if self.gain_db is not None and self.gain_raw is not None:
+            raise ValueError("give gain_db or gain_raw, not both")
+        return self
+
+
+class GigeConfig(GenicamConfig):
+    """A GigE Vision camera, through Aravis (`pip install 'edge-daemon[gige]'`)."""
+
+    kind: Literal["gige"]
+    """`gige`"""
+    serial: Annotated[str, Field(min_length=1, max_length=16)] | None = None
+    """Serial number: the camera is found whatever its address. Exactly one of `serial`, `ip` and `device_name`."""
+    ip: Annotated[str, Field(pattern=r"^(\d{1,3}\.){3}\d{1,3}$")] | None = None
+    """Address: found without asking the network, also behind a router."""
+    device_name: Annotated[str, Field(min_length=1, max_length=16)] | None = None
+    """Name that the camera was given with its maker's tool (DeviceUserID)."""
+    packet_size: Annotated[Whole, Field(ge=220, le=16_260)] | Literal["auto"] = "auto"
+    """Bytes of one stream packet, all headers included, or `auto` for the largest that comes through. Not above the
+    network's MTU."""
+    packet_delay_ns: Annotated[Whole, Field(ge=0, le=100_000_000)] = 0
+    """Pause between two packets, in nanoseconds: lets several cameras share one line."""
+    resend: bool = True
+    """Ask for lost packets once more, where the camera can."""
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Self:
+        if [self.serial, self.ip, self.device_name].count(None) != 2:
+            raise ValueError("say which camera: exactly one of serial, ip and device_name")
+        return self
+
+
+class GentlConfig(GenicamConfig):
+    """A camera through a maker's GenTL producer, by harvesters (`pip install 'edge-daemon[gentl]'`)."""
+
+    kind: Literal["gentl"]
+    """`gentl`"""
+    producer: Path
+    """The maker's producer, a file that ends in `.cti`."""
+    serial: Text | None = None
+    """Serial number. One of `serial` and `device_id`, or neither if the producer knows one camera only."""
+    device_id: Text | None = None
+    """The producer's own name of the camera."""
+    simulated: bool = False
+    """Its pictures show no part that is here now: a producer that makes them up. No part is released on them."""
+
+    @model_validator(mode="after")
+    def _one_name(self) -> Self:
+        if self.serial is not None and self.device_id is not None:
+            raise ValueError("say which camera with serial or device_id, not both")
+        return self
+
+
+CameraConfig = Annotated[
+    SimulatedConfig | FolderConfig | OpenCVConfig | GigeConfig | GentlConfig, Field(discriminator="kind")
+]

@@ -1,13 +1,22 @@
 """From a table of the configuration to a camera."""
 
 from edge_daemon.cameras.base import Camera
-from edge_daemon.cameras.config import CameraConfig, FolderConfig, OpenCVConfig, SimulatedConfig
+from edge_daemon.cameras.config import (
+    CameraConfig,
+    FolderConfig,
+    GentlConfig,
+    GigeConfig,
+    OpenCVConfig,
+    SimulatedConfig,
+)
 from edge_daemon.cameras.folder import FolderCamera
 from edge_daemon.cameras.isolated import IsolatedCamera, Limits
 from edge_daemon.cameras.simulated import SimulatedCamera
 from edge_daemon.cameras.waiting import Clock
 
 _NS_PER_MS = 1_000_000
+# Loading a camera's description and a set of settings takes a slow camera seconds.
+_GENICAM_LIMITS = Limits(open_ns=15_000 * _NS_PER_MS)
 
 
 def make_camera(name: str, config: CameraConfig, clock_ns: Clock) -> Camera:
@@ -20,6 +29,12 @@ def make_camera(name: str, config: CameraConfig, clock_ns: Clock) -> Camera:
             return SimulatedCamera(name, config, clock_ns)
         case FolderConfig():
             return FolderCamera(name, config, clock_ns)
+        case GigeConfig():
+            return IsolatedCamera(name, config, clock_ns, simulated=False, waits_for_host=False, limits=_GENICAM_LIMITS)
+        case GentlConfig():
+            return IsolatedCamera(
+                name, config, clock_ns, simulated=config.simulated, waits_for_host=False, limits=_GENICAM_LIMITS
+            )
         case OpenCVConfig():
             limits = Limits(open_ns=(config.open_timeout_ms + 1_000) * _NS_PER_MS,
                             hang_ns=(config.read_timeout_ms + 500) * _NS_PER_MS)  # fmt: skip

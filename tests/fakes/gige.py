@@ -1,0 +1,111 @@
+"""Aravis's own fake GigE Vision camera as a process that can be killed, frozen and started elsewhere."""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from edge_daemon.cameras import gvcp
+from edge_daemon.cameras.config import GigeConfig
+from tests.fakes.network import own_network
+
+PROGRAM = "arv-fake-gv-camera-0.8"
+ADDRESSES = ("127.0.0.2", "127.0.0.3")
+PATIENCE_S = 20
+
+
+class FakeCamera:
+    """One camera process. `start` returns when it answers."""
+
+    def __init__(self, serial: str = "GV07", ip: str = "127.0.0.1", lost_per_mille: int = 0) -> None:
+        self.serial, self.ip, self.lost_per_mille = serial, ip, lost_per_mille
+        self.environment: Mapping[str, str] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        arguments = ["-i", self.ip, "-s", self.serial, "-r", str(self.lost_per_mille)]
+        self._process = subprocess.Popen(
+            [PROGRAM, *arguments], env={**os.environ, **self.environment}, stdout=subprocess.DEVNULL
+        )
+        assert gvcp.ask_at(self.ip, PATIENCE_S) is not None, f"{PROGRAM} does not answer at {self.ip}"
+
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """kill -9, and wait for its end; harmless when it does not run."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait(PATIENCE_S)
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+
+@contextmanager
+def other_client(ip: str) -> Iterator[None]:
+    """Another program that controls the camera at `ip`, until the block ends."""
+    code = (
+        "import gi, sys\ngi.require_version('Aravis', '0.8')\nfrom gi.repository import Aravis\n"
+        f"camera = Aravis.Camera.new({ip!r})\nprint(camera.get_device().is_controller(), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert select.select([process.stdout], [], [], PATIENCE_S)[0]
+        assert process.stdout.readline() == b"True\n"
+        yield
+    finally:
+        process.stdin.close()
+        process.wait(PATIENCE_S)
+        process.stdout.close()
+
+
+def why_not_here() -> str:
+    """What is missing for fake GigE cameras; empty when nothing is."""
+    if shutil.which(PROGRAM) is None:
+        return f"needs {PROGRAM} (Debian: aravis-tools)"
+    try:
+        import gi
+
+        gi.require_version("Aravis", "0.8")
+    except (ImportError, ValueError):
+        return "needs Aravis and PyGObject (Debian: gir1.2-aravis-0.8; pip: the extra gige)"
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return "needs root and iproute2, for a network of its own"
+    return ""
+
+
+@contextmanager
+def gige_network() -> Iterator[None]:
+    """A network for fake cameras at 127.0.0.1 and ADDRESSES; skips the test where there can be none."""
+    missing = why_not_here()
+    if missing:
+        pytest.skip(missing)
+    try:
+        with own_network(*ADDRESSES):
+            yield
+    except PermissionError as exc:
+        pytest.skip(f"needs the right to make network namespaces: {exc}")
+
+
+def gige_config(**keys: Any) -> GigeConfig:
+    """The fake with serial GV07, pictures of 64x48 px, and `keys`."""
+    table: dict[str, Any] = {"kind": "gige", "serial": "GV07", "region": [0, 0, 64, 48], **keys}
+    if keys.keys() & {"ip", "device_name"}:
+        del table["serial"]
+    return GigeConfig.model_validate(table)
