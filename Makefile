@@ -8,10 +8,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+SOAK_ARGS ?=
 SCALE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test bench scale lint format clean
+.PHONY: help install install-dev demo test bench soak scale lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,6 +32,9 @@ bench: $(VENV)/.installed-dev  ## measure speed here, beside the naive ways: out
 
 scale: $(VENV)/.installed-dev  ## a recipe of 10,000 pictures in 4 GB: out/scale/scale.json (half an hour and more)
 	$(BIN)/python -m tests.bench.scale $(SCALE_ARGS)
+
+soak: $(VENV)/.installed-dev  ## does memory stand still: SOAK_ARGS="--recipe bottle.recipe --images good/"
+	$(BIN)/python -m tests.bench.soak $(SOAK_ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check
