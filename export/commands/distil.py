@@ -100,9 +100,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cache", type=Path, metavar="DIR", help="ask the teacher once for a fixed list of pictures, keep its answers"
     )
-    group.add_argument(
-        "--cache-pictures", type=int, default=16384, metavar="N", help="in the cache (16384)"
-    )
+    group.add_argument("--cache-pictures", type=int, default=16384, metavar="N", help="in the cache (16384)")
     group.add_argument(
         "--fold-norms", action="store_true", help="train without batch norms, faster; needs --start-from"
     )
