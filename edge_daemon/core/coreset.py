@@ -362,8 +362,16 @@ class _Greedy:
         self._in_pool[rows] = True
         rest = np.where(self._in_pool, _CHOSEN, self.squared)
         first = int(rest.argmax())
-        points = np.ascontiguousarray(self.embeddings[rows])
+        points = self._rows(rows)
         return _Pool(rows, points, self.squared[rows], self.norms[rows], self.nearest[rows], rest[first], first)
+
+    def _rows(self, rows: Int64) -> Float32:
+        """(k, d) float32, picked out some at a time: of a mapped file each one brings 64 KB into memory."""
+        points = np.empty((len(rows), self.embeddings.shape[1]), np.float32)
+        for begin in range(0, len(rows), BLOCK_ROWS):
+            self._pause()
+            points[begin : begin + BLOCK_ROWS] = self.embeddings[rows[begin : begin + BLOCK_ROWS]]
+        return points
 
     def _shorten(self, pool: _Pool, ordinal: int) -> None:
         """Distances of the pool's rows to one more centre."""
