@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,9 @@ class QuantisationCost:
     threshold_fp32, threshold_int8: of the image score
     image_auroc_*, pixel_auroc_*:   on the labelled pictures; null without
     escape_rate_*, false_reject_rate_*: at each recipe's own threshold, likewise
+    false_reject_ci_*:      their Clopper-Pearson bounds: a few good pictures tell little about a rate
+    promised_rate:          mean false-reject rate that the trials' thresholds promise; promised_upper_rate: with 95%
+                            confidence; null for provisional trials
     session_run_fps_*:      pictures a second of the bare graphs, in turn, on this PC's CPU
     speedup:                median over the turns of their ratio
     """
@@ -70,6 +74,10 @@ class QuantisationCost:
     escape_rate_int8: float | None = None
     false_reject_rate_fp32: float | None = None
     false_reject_rate_int8: float | None = None
+    false_reject_ci_fp32: list[float] | None = None
+    false_reject_ci_int8: list[float] | None = None
+    promised_rate: float | None = None
+    promised_upper_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,7 @@ class _Trial:
 
     recipe: Recipe
     detector: Detector
-    figures: dict[str, float | None]
+    figures: dict[str, Any]
 
 
 def quantisation_cost(
@@ -123,9 +131,11 @@ def quantisation_cost(
         speedup=fps[2],
         **{
             f"{name}_{precision}": trial.figures.get(name)
-            for name in ("image_auroc", "pixel_auroc", "escape_rate", "false_reject_rate")
+            for name in ("image_auroc", "pixel_auroc", "escape_rate", "false_reject_rate", "false_reject_ci")
             for precision, trial in (("fp32", before), ("int8", after))
         },
+        promised_rate=before.recipe.manifest.calibration.get("marginal_rate"),
+        promised_upper_rate=before.recipe.manifest.calibration.get("upper_rate"),
     )
 
 

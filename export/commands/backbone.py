@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from export.fuse import Profile
     from export.graph import Normalisation
     from export.make_backbone import MadeBackbone
+    from export.quantisation_cost import QuantisationCost
 
 DESCRIPTION = """\
 Turns a network into the one ONNX graph that a recipe names: uint8 picture in, patch embeddings out,
@@ -207,6 +208,24 @@ def _summary(made: "MadeBackbone", out: Path) -> str:
     return "\n".join(lines)
 
 
+def _chance_lines(cost: "QuantisationCost") -> list[str]:
+    """What the false rejects of a few good pictures can tell, and what they cannot."""
+    before, after = cost.false_reject_ci_fp32, cost.false_reject_ci_int8
+    if before is None or after is None:
+        return []
+    lines = [
+        f"      95% bounds           {before[0]:.0%} to {before[1]:.0%} -> {after[0]:.0%} to {after[1]:.0%}"
+        + (
+            f"; promised {cost.promised_rate:.1%} at the mean, {cost.promised_upper_rate:.1%} at most"
+            if cost.promised_rate is not None and cost.promised_upper_rate is not None
+            else ""
+        )
+    ]
+    if before[0] <= after[1] and after[0] <= before[1]:
+        lines.append("      these bounds overlap: so few good pictures cannot tell the two apart")
+    return lines
+
+
 def _int8_lines(made: "MadeBackbone") -> list[str]:
     """What int8 cost and gained."""
     q, cost = made.quantised, made.cost
@@ -235,6 +254,7 @@ def _int8_lines(made: "MadeBackbone") -> list[str]:
             f"    pixel AUROC            {pair(cost.pixel_auroc_fp32, cost.pixel_auroc_int8, '.4f')}",
             f"    escapes                {pair(cost.escape_rate_fp32, cost.escape_rate_int8, '.2%')}",
             f"    false rejects          {pair(cost.false_reject_rate_fp32, cost.false_reject_rate_int8, '.2%')}",
+            *_chance_lines(cost),
         ]
     else:
         lines.append("    AUROC                  not measured: give --labelled DIR where defects are known")

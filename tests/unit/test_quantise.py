@@ -1,6 +1,7 @@
 """int8: the graph says what it is, computes nearly the same, and its cost is told before it is used."""
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_daemon.artefact.pictures import encode_png
 from edge_daemon.artefact.recipe import load_recipe
+from edge_daemon.core.conformal import clopper_pearson
 from export.backbone import resolve_backbone
 from export.cli import main
+from export.commands.backbone import _chance_lines
 from export.errors import BackboneError
 from export.fuse import FusedBackbone, describe, fuse
 from export.graph import IMAGENET, cpu_session, load_graph, raw_backbone, read_metadata
 from export.make_backbone import from_embedded
+from export.quantisation_cost import QuantisationCost
 from export.quantise import _what_to_quantise, cpu_class, damaged, quantise
 
 SIZE = (64, 64)
@@ -250,3 +254,15 @@ def test_the_embedded_backbone_can_be_written_out(tmp_path, capsys):
     assert card["sha256"] == resolve_backbone(None, "anomalib", (64, 64)).sha256
     raw, _ = from_embedded()
     assert card["raw_sha256"] == raw.sha256
+
+
+def test_false_rejects_of_a_few_pictures_are_told_with_what_they_are_worth():
+    figures = dict.fromkeys((f.name for f in fields(QuantisationCost)), 1.0)
+    before, after = clopper_pearson(0, 20), clopper_pearson(5, 20)
+    cost = QuantisationCost(**{**figures, "false_reject_ci_fp32": list(before), "false_reject_ci_int8": list(after)})
+    told = "\n".join(_chance_lines(cost))
+    assert "0% to 17% -> 9% to 49%" in told
+    assert "cannot tell the two apart" in told
+    clear = replace(cost, false_reject_ci_fp32=[0.0, 0.02], false_reject_ci_int8=[0.2, 0.3], promised_rate=None)
+    assert "cannot tell" not in "\n".join(_chance_lines(clear))
+    assert _chance_lines(replace(cost, false_reject_ci_fp32=None)) == []
