@@ -82,23 +82,22 @@ def blas_limiter(maps: Path = Path("/proc/self/maps")) -> Callable[[int], None] 
     """What sets the number of threads of numpy's matrix products from now on; None where there is no such thing.
 
     numpy brings its own OpenBLAS (under either name) and no way to size it after the import. A call takes a
-    microsecond; sizes above that of `OPENBLAS_NUM_THREADS` start threads.
+    microsecond. It never gives more threads than there were at first: `OPENBLAS_NUM_THREADS` is the operator's.
     """
     try:
         loaded = {line.split()[-1] for line in maps.read_text().splitlines() if "openblas" in line}
     except OSError:
         return None
     for path in sorted(loaded):
-        try:
-            library = ctypes.CDLL(path)
-        except OSError:
-            continue
-        for name in ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_", "openblas_set_num_threads"):
-            if hasattr(library, name):
-                function = getattr(library, name)
-                function.argtypes, function.restype = [ctypes.c_int], None
-                limit: Callable[[int], None] = function
-                return limit
+        for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_", "openblas_{}_num_threads"):
+            try:
+                library = ctypes.CDLL(path)
+                resize, size = getattr(library, name.format("set")), getattr(library, name.format("get"))
+            except (OSError, AttributeError):
+                continue
+            resize.argtypes, resize.restype, size.restype = [ctypes.c_int], None, ctypes.c_int
+            most = int(size())
+            return lambda count: resize(min(count, most))
     return None
 
 
