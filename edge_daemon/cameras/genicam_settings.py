@@ -234,7 +234,8 @@ class Setup:
 
     def _write(self, key: str, node: str, value: Value) -> None:
         try:
-            self.nodes.write(node, value)
+            if self.nodes.read(node) != value:  # what can only be so is read-only with some makers
+                self.nodes.write(node, value)
         except NodeError as exc:
             raise self._failed(key, node, exc) from exc
 

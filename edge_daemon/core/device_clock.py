@@ -8,6 +8,7 @@ DRIFT_PER_NS = 200e-6
 SETTLING_FRAMES = 10
 # So many timely frames in a row that came late by more than the longest way are no delay of the network.
 LATE_FRAMES = 3
+_UNKNOWN = 1 << 62
 
 
 @dataclass(slots=True)
@@ -62,7 +63,10 @@ class DeviceClock:
             self.suspect()
         self._newest_device_ns = device_ns
         self._settling = max(0, self._settling - 1)
-        self._bound(arrived_ns, upper=arrived_ns - device_ns, lower=None if asked_ns is None else asked_ns - device_ns)
+        upper = arrived_ns - device_ns
+        if not waited and self._upper is None:
+            upper = _UNKNOWN  # it may have lain there for any time
+        self._bound(arrived_ns, upper, None if asked_ns is None else asked_ns - device_ns)
 
     def read(self, device_ns: int, before_ns: int, after_ns: int) -> None:
         """The device's clock was asked between the two times."""
@@ -73,7 +77,7 @@ class DeviceClock:
         if self._upper is None or self._settling:
             return None
         upper = self._upper_at(now_ns)
-        lower = max(self._lower_at(now_ns), upper - self.longest_way_ns)
+        lower = self._least_at(now_ns)
         return device_ns + (lower + upper) // 2, (upper - lower + 1) // 2
 
     def uncertainty_ns(self, now_ns: int) -> int | None:
@@ -83,18 +87,23 @@ class DeviceClock:
 
     def _upper_at(self, now_ns: int) -> int:
         if self._upper is None:
-            return 1 << 62
+            return _UNKNOWN
         offset, seen_ns = self._upper
         return offset + round((now_ns - seen_ns) * DRIFT_PER_NS)
 
+    def _least_at(self, now_ns: int) -> int:
+        """The lower bound, assumed where none was seen: no frame takes longer than the longest way."""
+        assumed = -_UNKNOWN if self._upper is None else self._upper_at(now_ns) - self.longest_way_ns
+        return max(self._lower_at(now_ns), assumed)
+
     def _lower_at(self, now_ns: int) -> int:
         if self._lower is None:
-            return -(1 << 62)
+            return -_UNKNOWN
         offset, seen_ns = self._lower
         return offset - round((now_ns - seen_ns) * DRIFT_PER_NS)
 
     def _bound(self, now_ns: int, upper: int, lower: int | None) -> None:
-        if upper < self._lower_at(now_ns) or (lower is not None and lower > self._upper_at(now_ns)):
+        if upper < self._least_at(now_ns) or (lower is not None and lower > self._upper_at(now_ns)):
             self.suspect()
         if upper < self._upper_at(now_ns):
             self._upper = upper, now_ns
