@@ -26,6 +26,7 @@ from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
 from edge_daemon.errors import EdgeError, JournalError
 from edge_daemon.pipeline.compute import Compute
 from edge_daemon.pipeline.control import ControlDesk, TriggerDesk
+from edge_daemon.pipeline.health import HealthDesk
 from edge_daemon.pipeline.inspection import OpenInspection
 from edge_daemon.pipeline.messages import Identity
 from edge_daemon.pipeline.pictures import Pictures
@@ -174,6 +175,7 @@ class Daemon:
             self._fatal,
             _core_sharing(config.engine.search_threads or physical_cores()),
         )
+        self._health = HealthDesk(self._compute.submit, self._emit, self._fatal)
         self._start_cameras(stack)
 
         self._control = ControlDesk(self._stations, self._recipes, self.status, self.stop, self._emit)
@@ -215,8 +217,11 @@ class Daemon:
                 )
                 for camera_name, camera in cameras.items()
             }
+            for camera_name, camera in cameras.items():
+                replayed = camera.simulated and self._config.cameras[camera_name].kind != "simulated"
+                self._health.watch(station, camera_name, may_repeat=replayed)
             station.attach(
-                self._compute.submit,
+                self._health.submit,
                 {camera_name: reader.request for camera_name, reader in own.items()},
                 any(camera.simulated for camera in cameras.values()),
                 self._wake.set,
@@ -384,7 +389,9 @@ class Daemon:
             "software": self._identity.software,
             "config_digest": self._identity.config_digest,
             "stations": {name: self._station_status(s).model_dump(mode="json") for name, s in self._stations.items()},
-            "stages_ms": self._compute.stages_ms() | self._way_out.stages_ms(journal.commit_p50_ms),
+            "stages_ms": self._health.stages_ms()
+            | self._compute.stages_ms()
+            | self._way_out.stages_ms(journal.commit_p50_ms),
             "threads": thread_pools(),
             "journal": asdict(journal),
             "records": asdict(self._records.stats()),

@@ -69,4 +69,5 @@ class OpenInspection:
     camera_settings_digest: str = ""
     frames: dict[str, Frame] = field(default_factory=dict)
     outcomes: dict[str, ViewOutcome] = field(default_factory=dict)
+    health: dict[str, Mapping[str, float]] = field(default_factory=dict)
     finished: bool = False

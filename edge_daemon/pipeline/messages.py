@@ -1,5 +1,6 @@
 """From a finished inspection to its record."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edge_daemon.core.decision import Verdict
@@ -24,7 +25,9 @@ def _box(box: Box, um_per_px: float | None) -> BoxMessage:
     return BoxMessage(x=box.x, y=box.y, w=box.w, h=box.h, peak=box.peak, area=box.area_px, area_mm2=area_mm2)
 
 
-def view_message(camera: str, outcome: ViewOutcome, recipes: LiveRecipeSet | None) -> ViewMessage:
+def view_message(
+    camera: str, outcome: ViewOutcome, recipes: LiveRecipeSet | None, health: Mapping[str, float]
+) -> ViewMessage:
     """One view's part of the record."""
     ready = recipes.views.get(camera) if recipes else None
     evidence, judged = outcome.evidence, outcome.verdict.judged
@@ -52,6 +55,7 @@ def view_message(camera: str, outcome: ViewOutcome, recipes: LiveRecipeSet | Non
         frame_ids=(outcome.frame.frame_id,) if outcome.frame else (),
         evaluation=outcome.verdict.evaluation.label,  # type: ignore[arg-type]  # label is one of the literals
         reason=outcome.verdict.reason.value,
+        health=dict(health),
         **fields,  # type: ignore[arg-type]
     )
 
@@ -103,7 +107,10 @@ def inspection_message(
         result_state=verdict.state.value,
         reason=verdict.reason.value,
         recipe_set=recipes.digest if recipes else "",
-        views=tuple(view_message(camera, outcome, recipes) for camera, outcome in sorted(inspection.outcomes.items())),
+        views=tuple(
+            view_message(camera, outcome, recipes, inspection.health.get(camera, {}))
+            for camera, outcome in sorted(inspection.outcomes.items())
+        ),
         provenance=Provenance(
             software=identity.software,
             config_digest=identity.config_digest,

@@ -94,6 +94,8 @@ class Station:
         self._room = threading.Condition(self._lock)
         self._state = State.PREOPERATIONAL
         self._alarms: dict[str, str] = {}
+        self._warnings: dict[str, str] = {}
+        self._health: dict[str, Mapping[str, float]] = {}
         self._recipes: LiveRecipeSet | None = None
         self._open: dict[str, OpenInspection] = {}
         self._concluding: dict[str, int] = {}
@@ -383,6 +385,26 @@ class Station:
             self._clear_alarm(key)
         self._changed()
 
+    def warn(self, key: str, message: str) -> None:
+        """Something is wrong, but the station stays fit to judge: an alarm in status, and Trigger Ready stays. An
+        unhealthy picture ends as not decidable by itself, and only the next trigger can show a healthy one."""
+        with self._lock:
+            known, self._warnings[key] = key in self._warnings, message
+        if not known:
+            self._changed()
+
+    def warning_over(self, key: str) -> None:
+        """That something is over."""
+        with self._lock:
+            known = self._warnings.pop(key, None)
+        if known is not None:
+            self._changed()
+
+    def health_seen(self, camera: str, measures: Mapping[str, float]) -> None:
+        """What was measured of a camera's last picture, for the status."""
+        with self._lock:
+            self._health[camera] = measures
+
     def _raise_alarm(self, key: str, message: str) -> None:
         self._alarms[key] = message
         if self._state is not State.HALTED:
@@ -485,7 +507,8 @@ class Station:
         with self._lock:
             refusal = self._refusal(duplicate=False)
             busy_only = self.config.trigger == "free_run" and refusal is Reason.MISSED_BUSY
-            return refusal is None or busy_only, tuple(self._alarms), self._recipes.digest if self._recipes else ""
+            alarms = (*self._alarms, *self._warnings)
+            return refusal is None or busy_only, alarms, self._recipes.digest if self._recipes else ""
 
     # -- golden samples when idle --------------------------------------------------------------------
 
@@ -535,6 +558,7 @@ class Station:
             }
             if self._recipes is not None:
                 details["providers"] = sorted({ready.provider for ready in self._recipes.views.values()})
+                details["health"] = dict(self._health)
                 details["recipes"] = {
                     c: f"{r.recipe.manifest.name}@{r.recipe.manifest.version}" for c, r in self._recipes.views.items()
                 }
@@ -560,7 +584,7 @@ class Station:
                 previous_boot=previous_boot,
                 previous_last_seq=previous_last_seq,
                 cameras=cameras,
-                alarms=tuple(f"{key}: {message}" for key, message in sorted(self._alarms.items())),
+                alarms=tuple(f"{key}: {message}" for key, message in sorted((self._alarms | self._warnings).items())),
                 details=details,
             )
 
