@@ -47,6 +47,7 @@ from export.errors import CalibrationError, ExportError, PicturesError
 from export.fuse import FusedBackbone, Profile
 from export.gather import Gathered, Progress, first_frame_size, list_pictures
 from export.golden import GoldenSample, golden_samples, prove
+from export.health import learn_health, with_health
 from export.station import Station, make_extractor, open_station, twin_notes
 from export.suspects import Suspect, find_suspects
 
@@ -106,6 +107,7 @@ class RecipeRequest:
     um_per_px: float | None = None
     provisional: bool = False
     skip_unreadable: bool = False
+    health: bool = True
     seed: int = 0
     engine: EngineOptions = field(default_factory=EngineOptions)
 
@@ -158,6 +160,9 @@ def build_recipe(request: RecipeRequest, progress: Progress) -> BuiltRecipe:
     detector = station.detector(bank, calibration.thresholds)
     golden, golden_notes = golden_samples(detector, pictures, calibration, request.seed)
     manifest = _manifest_fields(request, station, calibration, bank, golden, in_bank, suspects)
+    if request.health:
+        health = learn_health(pictures.paths, pictures.names, pictures.blocks, station.settings.region, progress)
+        manifest, notes = with_health(manifest, health.health), [*notes, *health.notes]
     files = {
         BANK: bank_bytes(bank.rows, bank.projection),
         BACKBONE: station.backbone.model_bytes,

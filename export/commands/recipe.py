@@ -123,6 +123,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action="store_true",
         help="leave pictures that do not look like the others out of the bank; never out of those kept apart",
     )
+    run_group.add_argument(
+        "--no-health",
+        action="store_true",
+        help="learn no health limits: pictures too dark, blurred or shifted are judged like any other",
+    )
     run_group.add_argument("--label", metavar="TEXT", help="version of the recipe (default: date and time)")
     run_group.add_argument(
         "--skip-unreadable", action="store_true", help="leave out pictures that cannot be read, and name them"
@@ -202,6 +207,7 @@ def run(arguments: argparse.Namespace) -> int:
         um_per_px=arguments.um_per_px,
         provisional=arguments.provisional,
         skip_unreadable=arguments.skip_unreadable,
+        health=not arguments.no_health,
         seed=arguments.seed,
         engine=EngineOptions(provider=arguments.provider, intra_op_threads=arguments.threads),
     )
