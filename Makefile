@@ -8,6 +8,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+# Optional cameras, each with a comma before it: EXTRAS=,gige,gentl (gige needs Debian packages, see .ci/run)
+EXTRAS ?=
 SOAK_ARGS ?=
 SCALE_ARGS ?=
 
@@ -63,5 +65,5 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what export and the tests need (torch for CPUs; a minute or two)"
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[export,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[export,dev$(EXTRAS)]'
 	@touch $@
