@@ -330,7 +330,8 @@ def violation(values: Mapping[Measure, float], limits: Mapping[Measure, Limit]) 
             reason = Reason.HEALTH_BLACK if name is Measure.BRIGHTNESS and _is_black(values) else too_low
             return Violation(reason, f"{name} {value:.4g} is below {low:.4g}, good parts have {limit.centre:.4g}")
         if not (math.isfinite(value) and (high is None or value <= high)):
-            return Violation(too_high, f"{name} {value:.4g} is above {high:.4g}, good parts have {limit.centre:.4g}")
+            allowed = "no finite number" if high is None else f"above {high:.4g}"
+            return Violation(too_high, f"{name} {value:.4g} is {allowed}, good parts have {limit.centre:.4g}")
     return None
 
 
