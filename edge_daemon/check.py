@@ -16,7 +16,7 @@ from typing import Literal
 
 from edge_daemon.artefact.store import Store
 from edge_daemon.cameras.base import Camera
-from edge_daemon.cameras.config import CameraConfig, FolderConfig, OpenCVConfig, SimulatedConfig
+from edge_daemon.cameras.config import CameraConfig, FolderConfig, SimulatedConfig, UsbConfig
 from edge_daemon.cameras.open import make_camera
 from edge_daemon.config import Config, ViewConfig, config_digest, load_config
 from edge_daemon.detectors.loading import ReadyRecipe, load_verified
@@ -263,7 +263,7 @@ def _declared_size(settings: CameraConfig) -> tuple[int, int] | None:
     match settings:
         case SimulatedConfig():
             return settings.size
-        case OpenCVConfig(width=int(width), height=int(height)):
+        case UsbConfig(width=int(width), height=int(height)):
             return width, height
         case _:
             return None

@@ -354,18 +354,12 @@ def _anchor_paths(raw: Table, base: Path) -> None:
     for camera in _tables(raw.get("cameras")):
         if camera.get("kind") == "gentl":
             anchor(camera, "producer")
-        elif camera.get("kind") == "folder" or _is_file_source(camera):
-            anchor(camera, "path" if camera.get("kind") == "folder" else "source")
+        elif camera.get("kind") in ("folder", "video"):
+            anchor(camera, "path")
     for station in _tables(raw.get("stations")):
         for view in _items(station.get("views")):
             if isinstance(view.get("recipe"), str) and is_recipe_path(view["recipe"]):
                 anchor(view, "recipe")
-
-
-def _is_file_source(camera: Table) -> bool:
-    """Whether an OpenCV camera reads a file: neither a device number nor a URL."""
-    source = camera.get("source")
-    return camera.get("kind") == "opencv" and isinstance(source, str) and "://" not in source and not source.isdigit()
 
 
 def _tables(value: object) -> list[Table]:

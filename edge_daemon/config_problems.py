@@ -294,15 +294,17 @@ def _there_are(cameras: Sequence[str]) -> str:
 def _shared_sources(raw: Table) -> list[Problem]:
     """Two cameras on one device: the second would fail to open, or steal frames from the first."""
     cameras = _table(raw, "cameras")
-    sources = {
-        name: str(camera["source"])
+    keys = {"usb": "device", "rtsp": "url"}
+    used = {
+        name: keys[camera["kind"]]
         for name, camera in cameras.items()
-        if isinstance(camera, dict) and camera.get("kind") == "opencv" and "source" in camera
+        if isinstance(camera, dict) and camera.get("kind") in tuple(keys) and keys[camera["kind"]] in camera
     }
+    sources = {name: str(cameras[name][key]) for name, key in used.items()}
     shared = {source for source, users in Counter(sources.values()).items() if users > 1}
     first = {source: name for name, source in reversed(sources.items())}
     return [
-        Problem(("cameras", name, "source"), f"camera '{first[source]}' already reads from {_shown(source)}")
+        Problem(("cameras", name, used[name]), f"camera '{first[source]}' already reads from {_shown(source)}")
         for name, source in sources.items()
         if source in shared and first[source] != name
     ]

@@ -24,6 +24,10 @@ Side = Annotated[Whole, Field(ge=SMALLEST_SIDE_PX, le=LARGEST_SIDE_PX)]
 PartIndex = Annotated[int, Field(ge=0, le=2**53)]
 Rate = Annotated[Number, Field(ge=0, le=10_000)]
 
+OpenTimeout = Annotated[Whole, Field(ge=100, le=600_000)]
+ReadTimeout = Annotated[Whole, Field(ge=50, le=600_000)]
+InFlight = Annotated[Whole, Field(ge=0, le=64)]
+
 FaultAction = Literal[
     "drop", "error", "doubled", "late", "swapped", "stale", "repeat",
     "black", "dark", "blur", "shift", "wrong_size", "wrong_format",
@@ -137,31 +141,28 @@ class FolderConfig(CameraTable):
     """Most memory that preloaded pictures may take, in megabytes; more are refused at opening."""
 
 
-class OpenCVConfig(CameraTable):
-    """A camera that OpenCV can read: USB (V4L2), RTSP or HTTP stream, or a video file."""
+class UsbConfig(CameraTable):
+    """A camera at this PC that Linux knows as a video device (V4L2): USB, mostly."""
 
-    kind: Literal["opencv"]
-    """`opencv`"""
-    source: Annotated[Whole, Field(ge=0, le=255)] | Annotated[str, Field(min_length=1, max_length=4096)]
-    """Device number (`0`), device (`/dev/video0`), URL (`rtsp://…`) or path of a video file."""
+    kind: Literal["usb"]
+    """`usb`"""
+    device: Annotated[Whole, Field(ge=0, le=255)] | Annotated[str, Field(pattern=r"^/dev/\S+$", max_length=4096)]
+    """Number (`0`) or path. `/dev/v4l/by-id/…` stays the same when another camera is plugged in; numbers do not."""
     width: Annotated[Whole, Field(ge=16, le=32_768)] | None = None
     """Width to ask for, in pixels; a camera that gives another one is refused. By default what it gives."""
     height: Annotated[Whole, Field(ge=16, le=32_768)] | None = None
     """Height to ask for, in pixels; a camera that gives another one is refused. By default what it gives."""
     fps: Annotated[Number, Field(gt=0, le=10_000)] | None = None
-    """Frames a second to ask for. The camera may give another rate. Devices only."""
-    backend: Literal["auto", "v4l2", "ffmpeg", "any"] = "auto"
-    """What reads: `auto` takes V4L2 for devices (on Linux) and FFmpeg for streams and files; `any` lets
-    OpenCV choose."""
-    open_timeout_ms: Annotated[Whole, Field(ge=100, le=600_000)] = 5_000
-    """Longest time to connect, in milliseconds."""
-    read_timeout_ms: Annotated[Whole, Field(ge=50, le=600_000)] = 2_000
+    """Frames a second to ask for. The camera may give another rate."""
+    open_timeout_ms: OpenTimeout = 5_000
+    """Longest time to connect until the first frame, in milliseconds."""
+    read_timeout_ms: ReadTimeout = 1_000
     """Longest time to wait inside one read, in milliseconds. A frame whose read took more than half of
     this is taken for stale and refused: some drivers hand out old frames after a stall. Choose more than
-    twice the time between two frames."""
-    frames_in_flight: Annotated[Whole, Field(ge=0, le=64)] = 2
-    """Frames that may already be under way in a live camera when a trigger comes; as many are thrown away
-    after it, so that the frame judged was exposed after the trigger. Network streams may need more."""
+    twice the time between two frames; more than 1000 delays the alarm about an idle camera beyond two seconds."""
+    frames_in_flight: InFlight = 2
+    """Frames that may already be under way when a trigger comes; as many are thrown away after it, so that the frame
+    judged was exposed after the trigger."""
     mono: bool = False
     """Deliver grey pictures."""
 
@@ -169,24 +170,38 @@ class OpenCVConfig(CameraTable):
     def _fits_together(self) -> Self:
         if (self.width is None) != (self.height is None):
             raise ValueError("width and height go together; give both or neither")
-        if self.fps is not None and not self.is_device:
-            raise ValueError("fps can be asked of a device only, not of a stream or a file")
         return self
 
-    @property
-    def device(self) -> int | str:
-        """The source as OpenCV takes it: a number given as text is a number."""
-        return int(self.source) if isinstance(self.source, str) and self.source.isdecimal() else self.source
 
-    @property
-    def is_device(self) -> bool:
-        """A camera at this PC, by number or as /dev/…"""
-        return isinstance(self.device, int) or self.device.startswith("/dev/")
+class RtspConfig(CameraTable):
+    """A network stream (RTSP, HTTP): for watching and trials, not for verdicts; the page about cameras says why."""
 
-    @property
-    def is_file(self) -> bool:
-        """A recorded video: neither a device nor a URL (`file://` counts as a file)."""
-        return not self.is_device and ("://" not in str(self.device) or str(self.device).startswith("file://"))
+    kind: Literal["rtsp"]
+    """`rtsp`"""
+    url: Annotated[str, Field(pattern=r"^(rtsps?|https?)://\S+$", max_length=4096)]
+    """Address: `rtsp://user:password@192.0.2.17/stream1`. A password in it is never shown in messages."""
+    open_timeout_ms: OpenTimeout = 5_000
+    """Longest time to connect until the first frame that is not an old one, in milliseconds."""
+    read_timeout_ms: ReadTimeout = 1_000
+    """Longest time to wait inside one read, in milliseconds. A frame whose read took more than half of this, or that
+    lags behind its stream by more, is taken for stale and the connection made anew. Choose more than twice the time
+    between two frames; more than 1000 delays the alarm about an idle camera beyond two seconds."""
+    frames_in_flight: InFlight = 2
+    """Frames that may already be under way when a trigger comes; as many are thrown away after it, so that the frame
+    judged was exposed after the trigger. A camera that takes long to encode needs more."""
+    mono: bool = False
+    """Deliver grey pictures."""
+
+
+class VideoConfig(CameraTable):
+    """A recorded video, frame by frame."""
+
+    kind: Literal["video"]
+    """`video`"""
+    path: Path
+    """The file. Relative paths are relative to the configuration file."""
+    mono: bool = False
+    """Deliver grey pictures."""
 
 
 PixelFormatName = Literal[
@@ -297,5 +312,6 @@ class GentlConfig(GenicamConfig):
 
 
 CameraConfig = Annotated[
-    SimulatedConfig | FolderConfig | OpenCVConfig | GigeConfig | GentlConfig, Field(discriminator="kind")
+    SimulatedConfig | FolderConfig | VideoConfig | UsbConfig | RtspConfig | GigeConfig | GentlConfig,
+    Field(discriminator="kind"),
 ]

@@ -6,8 +6,10 @@ from edge_daemon.cameras.config import (
     FolderConfig,
     GentlConfig,
     GigeConfig,
-    OpenCVConfig,
+    RtspConfig,
     SimulatedConfig,
+    UsbConfig,
+    VideoConfig,
 )
 from edge_daemon.cameras.folder import FolderCamera
 from edge_daemon.cameras.isolated import IsolatedCamera, Limits
@@ -15,6 +17,8 @@ from edge_daemon.cameras.simulated import SimulatedCamera
 from edge_daemon.cameras.waiting import Clock
 
 _NS_PER_MS = 1_000_000
+# To go on where a video was broken off means to decode all of it up to there.
+_VIDEO_LIMITS = Limits(hang_ns=60_000 * _NS_PER_MS)
 # Loading a camera's description and a set of settings takes a slow camera seconds.
 _GENICAM_LIMITS = Limits(open_ns=15_000 * _NS_PER_MS)
 
@@ -35,8 +39,9 @@ def make_camera(name: str, config: CameraConfig, clock_ns: Clock) -> Camera:
             return IsolatedCamera(
                 name, config, clock_ns, simulated=config.simulated, waits_for_host=False, limits=_GENICAM_LIMITS
             )
-        case OpenCVConfig():
+        case VideoConfig():
+            return IsolatedCamera(name, config, clock_ns, simulated=True, waits_for_host=True, limits=_VIDEO_LIMITS)
+        case UsbConfig() | RtspConfig():
             limits = Limits(open_ns=(config.open_timeout_ms + 1_000) * _NS_PER_MS,
                             hang_ns=(config.read_timeout_ms + 500) * _NS_PER_MS)  # fmt: skip
-            recorded = config.is_file
-            return IsolatedCamera(name, config, clock_ns, simulated=recorded, waits_for_host=recorded, limits=limits)
+            return IsolatedCamera(name, config, clock_ns, simulated=False, waits_for_host=False, limits=limits)

@@ -1,6 +1,7 @@
 """What every camera does, run against every kind of camera; then what each kind adds."""
 
 import math
+import queue
 import re
 import shutil
 import threading
@@ -18,12 +19,19 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from edge_daemon.cameras.base import Camera, EndOfFrames, FrameLost
-from edge_daemon.cameras.config import CameraConfig, FolderConfig, OpenCVConfig, SimulatedConfig
+from edge_daemon.cameras.config import (
+    CameraConfig,
+    FolderConfig,
+    RtspConfig,
+    SimulatedConfig,
+    UsbConfig,
+    VideoConfig,
+)
 from edge_daemon.cameras.exposures import BUFFERED_FRAMES
 from edge_daemon.cameras.folder import FolderCamera
 from edge_daemon.cameras.isolated import IsolatedCamera
 from edge_daemon.cameras.open import make_camera
-from edge_daemon.cameras.opencv import OpenCVCamera, shown_source
+from edge_daemon.cameras.opencv import Lag, LiveCamera, VideoCamera, shown_source
 from edge_daemon.cameras.simulated import SimulatedCamera, defect_script
 from edge_daemon.errors import CameraError
 from edge_daemon.simulation.render import render
@@ -137,16 +145,15 @@ def bench(request: pytest.FixtureRequest, folder: Path, video: Path) -> Iterator
             replay = FolderConfig(kind="folder", path=folder, preload=request.param == "folder_preloaded")
             made = Bench(FolderCamera("top", replay, fake.now_ns, fake.pause_s), fake)
         case "video":
-            recorded = OpenCVConfig(kind="opencv", source=str(video))
-            made = Bench(OpenCVCamera("top", recorded, fake.now_ns, fake.pause_s), fake)
+            made = Bench(VideoCamera("top", VideoConfig(kind="video", path=video), fake.now_ns, fake.pause_s), fake)
         case "isolated":
             table = {"kind": "simulated", "product": "board", "size": (96, 64), "exposure_ms": 3, "isolated": True}
             made = Bench(make_camera("top", SimulatedConfig.model_validate(table), time.monotonic_ns))
         case "isolated_video":
-            made = Bench(make_camera("top", OpenCVConfig(kind="opencv", source=str(video)), time.monotonic_ns))
+            made = Bench(make_camera("top", VideoConfig(kind="video", path=video), time.monotonic_ns))
         case _:
-            live = OpenCVConfig(kind="opencv", source=0)
-            made = Bench(OpenCVCamera("top", live, time.monotonic_ns, open_capture=lambda _: StreamingCapture()))
+            live = UsbConfig(kind="usb", device=0)
+            made = Bench(LiveCamera("top", live, time.monotonic_ns, open_capture=lambda _: StreamingCapture()))
     yield made
     made.camera.close()
 
@@ -582,10 +589,10 @@ def test_a_picture_of_another_size_is_delivered_as_it_is(folder: Path) -> None:
 # --- OpenCV --------------------------------------------------------------------------------------
 
 
-def recorded(video: Path, **keys: Any) -> OpenCVCamera:
+def recorded(video: Path, **keys: Any) -> VideoCamera:
     fake = FakeTime()
-    table = {"kind": "opencv", "source": str(video), **keys}
-    return OpenCVCamera("cv", OpenCVConfig.model_validate(table), fake.now_ns, fake.pause_s)
+    config = VideoConfig.model_validate({"kind": "video", "path": video, **keys})
+    return VideoCamera("cv", config, fake.now_ns, fake.pause_s)
 
 
 def test_a_video_gives_its_frames_in_order_as_rgb_or_grey(video: Path) -> None:
@@ -613,47 +620,134 @@ def test_red_stays_red(tmp_path: Path) -> None:
     assert red > 200 > 60 > max(green, blue)
 
 
-def test_a_video_that_is_not_there_or_no_video_or_of_another_size_is_refused_by_name(
-    video: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_a_video_that_is_not_there_or_no_video_is_refused_by_name(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     text = tmp_path / "notes.avi"
     text.write_text("no video")
     for camera, word in (
         (recorded(tmp_path / "none.avi"), "no file"),
         (recorded(text), "no video"),
-        (recorded(video, width=640, height=480), "64x48"),
     ):
         with pytest.raises(CameraError, match=word):
             camera.open()
     capfd.readouterr()  # what the decoder itself has to say
 
 
-def live(capture: StreamingCapture, clock: Callable[[], int] = time.monotonic_ns, **keys: Any) -> OpenCVCamera:
-    table = {"kind": "opencv", "source": "rtsp://user:secret@cam/1", **keys}
-    return OpenCVCamera("cam", OpenCVConfig.model_validate(table), clock, open_capture=lambda _: capture)
+def live(capture: StreamingCapture, clock: Callable[[], int] = time.monotonic_ns, **keys: Any) -> LiveCamera:
+    config = RtspConfig.model_validate({"kind": "rtsp", "url": "rtsp://user:secret@cam/1", **keys})
+    return LiveCamera("cam", config, clock, open_capture=lambda _: capture)
 
 
 def test_only_live_sources_count_as_parts_that_are_here_now(video: Path) -> None:
     assert recorded(video).simulated
     assert not live(StreamingCapture()).simulated
-    assert not live(StreamingCapture(), source="0").simulated
-    assert not live(StreamingCapture(), source="/dev/video0").simulated
+
+
+# A stream's first picture never counts; with the second it is known to run.
+AT_ONCE: list[Callable[[], Any]] = [lambda: None, lambda: None]
+
+
+class StampedStream(StreamingCapture):
+    """A stream whose pictures bear time stamps: (stamp, milliseconds until the read returns) of each. It waits for
+    more when all were read; None ends it."""
+
+    def __init__(self, *script: tuple[float, float]) -> None:
+        super().__init__()
+        self.time = FakeTime()
+        self.stamp_ms = 0.0
+        self.idle = threading.Event()
+        self._script: queue.SimpleQueue[tuple[float, float] | None] = queue.SimpleQueue()
+        self.goes_on(*script)
+
+    def goes_on(self, *script: tuple[float, float] | None) -> None:
+        self.idle.clear()
+        for step in script:
+            self._script.put(step)
+
+    def read(self) -> tuple[bool, Any]:
+        if self._script.empty():
+            self.idle.set()
+        step = self._script.get(timeout=20)
+        if step is None:
+            return False, None
+        self.stamp_ms = step[0]
+        self.time.now += round(step[1] * MS)
+        self.reads += 1
+        return True, np.full((48, 64, 3), self.reads % 256, np.uint8)
+
+    def get(self, propId: int) -> float:  # noqa: N803
+        return self.stamp_ms if propId == cv2.CAP_PROP_POS_MSEC else super().get(propId)
+
+
+LEVEL = [(40.0 * number, 40.0) for number in range(1, 11)]
+
+
+def test_pictures_that_were_collected_before_connecting_never_count() -> None:
+    collected = [(40.0 * number, 0.5) for number in range(20)]
+    running = [(800.0 + 40 * number, 40.0) for number in range(6)]
+    stream = StampedStream(*collected, *running)
+    camera = live(stream, stream.time.now_ns)
+    camera.open()
+    assert stream.idle.wait(20)
+    frame = camera.grab(MS)
+    stream.goes_on(None)
+    camera.close()
+    assert frame is not None
+    assert int(frame.pixels[0, 0, 0]) == 26
+    assert frame.frame_id == camera.counters()["completed"]
+    assert camera.counters()["stale"] >= 20
+
+
+def test_pictures_that_a_stall_held_up_never_answer_a_trigger_after_it() -> None:
+    stream = StampedStream(*LEVEL)
+    camera = live(stream, stream.time.now_ns, frames_in_flight=2, read_timeout_ms=2_000)
+    camera.open()
+    assert stream.idle.wait(20)
+    stream.time.now += 400 * MS
+    camera.trigger()
+    stream.goes_on(*[(400.0 + 40 * number, 0.0) for number in range(1, 11)])  # all at once, the last one is new
+    frame = camera.grab(PATIENCE_NS)
+    stream.goes_on(None)
+    camera.close()
+    assert frame is not None
+    assert int(frame.pixels[0, 0, 0]) == 20
+
+
+def test_a_stream_that_falls_behind_is_connected_anew() -> None:
+    stream = StampedStream(*LEVEL, *[(400.0 + 40 * number, 100.0) for number in range(1, 12)])
+    camera = live(stream, stream.time.now_ns, read_timeout_ms=1_000)
+    camera.open()
+    assert stream.released.wait(20)
+    with pytest.raises(CameraError, match="lags behind by"):
+        camera.grab(MS)
+    camera.close()
+
+
+def test_lag_forgives_clocks_that_drift_but_not_a_delay() -> None:
+    lag = Lag()
+    worst_ns = max(lag.of(n * 40 * MS, round(n * 40 * MS * 1.0005)) for n in range(1, 5_000))
+    assert worst_ns < MS
+    assert lag.is_level
+    assert lag.of(5_000 * 40 * MS, round(5_000 * 40 * MS * 1.0005) + 300 * MS) > 299 * MS
+    assert lag.of(40 * MS, 10**15) == 0  # the stream's clock began anew
+    assert not lag.is_level
 
 
 def test_a_trigger_is_answered_by_the_first_frame_that_was_not_under_way() -> None:
     gate = threading.Semaphore(0)
-    capture = StreamingCapture(steps=[lambda: hold(gate)] * 9)
+    capture = StreamingCapture(steps=[*AT_ONCE, *[lambda: hold(gate)] * 8])
     camera = live(capture, frames_in_flight=2, read_timeout_ms=60_000)
     camera.open()
-    gate.release()
     first = camera.grab(PATIENCE_NS)
     assert first is not None
-    camera.trigger()  # pictures 2 and 3 may have been exposed before this
+    assert int(first.pixels[0, 0, 0]) == 2
+    camera.trigger()  # pictures 3 and 4 may have been exposed before this
     gate.release(8)
     frame = camera.grab(PATIENCE_NS)
     camera.close()
     assert frame is not None
-    assert int(frame.pixels[0, 0, 0]) == 4
+    assert int(frame.pixels[0, 0, 0]) == 5
     assert capture.released.wait(20)
 
 
@@ -663,7 +757,7 @@ def test_a_slow_read_is_a_failed_read_and_its_picture_never_comes_out() -> None:
     def stall() -> None:
         fake.now += 1_500 * MS
 
-    capture = StreamingCapture(steps=[lambda: None, stall])
+    capture = StreamingCapture(steps=[*AT_ONCE, stall])
     camera = live(capture, fake.now_ns, read_timeout_ms=2_000)
     camera.open()
     assert capture.released.wait(20)  # the reader gave up
@@ -677,13 +771,16 @@ def test_a_slow_read_is_a_failed_read_and_its_picture_never_comes_out() -> None:
 
 def test_a_read_that_hangs_neither_holds_up_the_grab_nor_the_close() -> None:
     fake, gate = FakeTime(), threading.Event()
-    capture = StreamingCapture(steps=[lambda: hold(gate)])
+    capture = StreamingCapture(steps=[*AT_ONCE, lambda: hold(gate)])
     camera = live(capture, fake.now_ns, read_timeout_ms=2_000)
     camera.open()
+    assert camera.grab(MS) is not None
     assert camera.grab(MS) is None
+    camera.check(MS)
     fake.now += 2_001 * MS
-    with pytest.raises(CameraError, match="answers nothing"):
-        camera.grab(MS)
+    for ask in asks(camera):
+        with pytest.raises(CameraError, match="answers nothing"):
+            ask()
     camera.close()
     assert not capture.released.is_set()
     gate.set()
@@ -696,10 +793,12 @@ def test_a_read_that_hangs_neither_holds_up_the_grab_nor_the_close() -> None:
     ids=["ends", "raises"],
 )
 def test_a_stream_that_breaks_off_is_an_error_until_reopened(step: Callable[[], Any], word: str) -> None:
-    captures = [StreamingCapture(steps=[step]), StreamingCapture()]
-    config = OpenCVConfig(kind="opencv", source=0)
-    camera = OpenCVCamera("cam", config, time.monotonic_ns, open_capture=lambda _: captures.pop(0))
+    broken = StreamingCapture(steps=[*AT_ONCE, step])
+    captures = [broken, StreamingCapture()]
+    config = UsbConfig(kind="usb", device=0)
+    camera = LiveCamera("cam", config, time.monotonic_ns, open_capture=lambda _: captures.pop(0))
     camera.open()
+    assert broken.released.wait(20)
     for _ in range(2):
         with pytest.raises(CameraError, match=word):
             camera.grab(PATIENCE_NS)
@@ -711,7 +810,8 @@ def test_a_stream_that_breaks_off_is_an_error_until_reopened(step: Callable[[], 
 
 def test_pictures_of_another_depth_are_refused() -> None:
     gate = threading.Event()
-    capture = StreamingCapture(steps=[lambda: (True, np.zeros((48, 64), np.uint16)), lambda: hold(gate)])
+    deep = (True, np.zeros((48, 64), np.uint16))
+    capture = StreamingCapture(steps=[lambda: deep, lambda: deep, lambda: hold(gate)])
     camera = live(capture)
     camera.open()
     with pytest.raises(CameraError, match="uint16"):
@@ -723,11 +823,11 @@ def test_pictures_of_another_depth_are_refused() -> None:
 def test_messages_never_show_the_password_of_a_stream() -> None:
     capture = StreamingCapture(opened=False)
     camera = live(capture)
-    with pytest.raises(CameraError, match="does not answer") as caught:
+    with pytest.raises(CameraError, match="gives no stream") as caught:
         camera.open()
     assert "secret" not in str(caught.value)
     assert capture.released.is_set()
-    at_in_password = OpenCVConfig(kind="opencv", source="rtsp://user:a@b@cam/1")
+    at_in_password = RtspConfig(kind="rtsp", url="rtsp://user:a@b@cam/1")
     assert shown_source(at_in_password) == "rtsp://***@cam/1"
 
 
@@ -751,11 +851,17 @@ def test_messages_never_show_the_password_of_a_stream() -> None:
         {"kind": "folder"},
         {"kind": "folder", "path": "x", "product": "cap"},
         {"kind": "folder", "path": "x", "rate_hz": math.nan},
-        {"kind": "opencv", "source": -1},
-        {"kind": "opencv", "source": ""},
-        {"kind": "opencv", "source": True},
-        {"kind": "opencv", "source": 0, "width": 640},
-        {"kind": "opencv", "source": "clip.avi", "fps": 10},
+        {"kind": "simulated", "product": "cap", "faults": [{"frame": 1, "action": "crash"}]},
+        {"kind": "simulated", "product": "cap", "faults": [{"frame": 1, "action": "hang", "seconds": -1}]},
+        {"kind": "simulated", "product": "cap", "faults": [{"frame": 1, "action": "hang", "seconds": 1, "count": 2}]},
+        {"kind": "usb", "device": -1},
+        {"kind": "usb", "device": ""},
+        {"kind": "usb", "device": True},
+        {"kind": "usb", "device": "clip.avi"},
+        {"kind": "usb", "device": 0, "width": 640},
+        {"kind": "rtsp", "url": "clip.avi"},
+        {"kind": "rtsp", "url": "file:///etc/passwd"},
+        {"kind": "video", "path": "clip.avi", "fps": 10},
     ],
 )
 def test_a_wrong_camera_table_is_refused(table: dict[str, Any]) -> None:
@@ -767,7 +873,9 @@ def test_each_table_makes_its_camera(folder: Path, video: Path) -> None:
     tables: list[tuple[dict[str, Any], type]] = [
         ({"kind": "simulated", "product": "weave"}, SimulatedCamera),
         ({"kind": "folder", "path": str(folder)}, FolderCamera),
-        ({"kind": "opencv", "source": str(video)}, IsolatedCamera),
+        ({"kind": "video", "path": str(video)}, IsolatedCamera),
+        ({"kind": "usb", "device": 0}, IsolatedCamera),
+        ({"kind": "rtsp", "url": "rtsp://192.0.2.1/live"}, IsolatedCamera),
         ({"kind": "simulated", "product": "weave", "isolated": True}, IsolatedCamera),
     ]
     for table, kind in tables:
@@ -777,7 +885,7 @@ def test_each_table_makes_its_camera(folder: Path, video: Path) -> None:
 
 
 def test_every_key_of_the_camera_tables_is_documented() -> None:
-    for model in (SimulatedConfig, FolderConfig, OpenCVConfig):
+    for model in (SimulatedConfig, FolderConfig, VideoConfig, UsbConfig, RtspConfig):
         assert [name for name, info in model.model_fields.items() if not info.description] == []
 
 
@@ -786,4 +894,4 @@ def test_the_tables_on_the_page_about_cameras_are_valid() -> None:
     texts = re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.M | re.S)
     tables = [table for text in texts for table in tomllib.loads(text)["cameras"].values()]
     kinds = {TypeAdapter(CameraConfig).validate_python(table).kind for table in tables}
-    assert kinds == {"simulated", "folder", "opencv"}
+    assert kinds >= {"simulated", "folder", "video", "usb", "rtsp"}

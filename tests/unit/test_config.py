@@ -84,19 +84,18 @@ def test_paths_are_absolute_as_seen_from_the_file(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("source", "kept"),
+    ("table", "kept"),
     [
-        ('"0"', "0"),
-        ("0", 0),
-        ('"rtsp://10.0.0.1/s"', "rtsp://10.0.0.1/s"),
-        ('"/dev/video0"', "/dev/video0"),
-        ('"line.mp4"', "BASE/line.mp4"),
+        ('kind = "usb"\ndevice = 0', 0),
+        ('kind = "usb"\ndevice = "/dev/video0"', "/dev/video0"),
+        ('kind = "rtsp"\nurl = "rtsp://10.0.0.1/s"', "rtsp://10.0.0.1/s"),
+        ('kind = "video"\npath = "line.mp4"', Path("line.mp4")),
     ],
 )
-def test_only_a_video_file_is_taken_for_a_path(tmp_path: Path, source: str, kept: object) -> None:
-    text = GOOD + f'[cameras.usb]\nkind = "opencv"\nsource = {source}\n'
-    wanted = kept.replace("BASE", str(tmp_path)) if isinstance(kept, str) else kept
-    assert load(tmp_path, text).cameras["usb"].source == wanted  # type: ignore[union-attr]
+def test_only_a_video_file_is_taken_for_a_path(tmp_path: Path, table: str, kept: object) -> None:
+    camera = load(tmp_path, GOOD + f"[cameras.one]\n{table}\n").cameras["one"]
+    key = table.rpartition("\n")[2].partition(" ")[0]
+    assert getattr(camera, key) == (tmp_path / kept if isinstance(kept, Path) else kept)
 
 
 def test_defaults_keep_to_this_pc_and_name_no_fallback(tmp_path: Path) -> None:
@@ -261,7 +260,7 @@ def test_one_wrong_value_is_one_problem_that_says_what_is_allowed(
 
 
 def test_passwords_in_urls_are_not_repeated(tmp_path: Path) -> None:
-    camera = 'kind = "opencv"\nsource = "rtsp://user:geheim@10.0.0.1/s"\n'
+    camera = 'kind = "rtsp"\nurl = "rtsp://user:geheim@10.0.0.1/s"\n'
     text = GOOD + f"[cameras.a]\n{camera}[cameras.b]\n{camera}fps = 3\n"
     found = problems(tmp_path, text)
     assert any("camera 'a' already reads from" in problem for problem in found)
