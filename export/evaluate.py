@@ -5,6 +5,7 @@ import math
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +19,10 @@ from edge_daemon.artefact.pictures import read_picture
 from edge_daemon.core.conformal import clopper_pearson
 from edge_daemon.core.decision import Evaluation, Evidence, Thresholds, judge_score
 from edge_daemon.core.geometry import Box
+from edge_daemon.core.health import HealthLimits, measure, take_sample, violation
 from edge_daemon.core.quality import PixelQuality, auroc, f1_max, pixel_quality
 from edge_daemon.detectors.base import Detector, Features
+from edge_daemon.detectors.health import health_limits
 from edge_daemon.detectors.patchcore import PatchCoreDetector, project_patches
 from edge_daemon.errors import PictureError
 from export.dataset import GOOD, Sample, mask_at_model_size, read_mask
@@ -40,7 +43,8 @@ class EvaluationError(ExportError):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What the recipe says of one picture. duration_ms: resize, features and judgement, without decoding."""
+    """What the recipe says of one picture. duration_ms: resize, features and judgement, without decoding; health: why
+    the picture itself is not decidable, whatever its score; empty for a healthy one."""
 
     sample: Sample
     score: float
@@ -48,6 +52,7 @@ class Judged:
     evaluation: Evaluation
     boxes: tuple[Box, ...]
     duration_ms: float
+    health: str = ""
 
     @property
     def escaped(self) -> bool:
@@ -140,10 +145,12 @@ class _Work:
     good_patches: list[Features] = field(default_factory=list)
     defective_patches: list[Features] = field(default_factory=list)
     calibrated_on: frozenset[str] = field(init=False)
+    health: HealthLimits | None = field(init=False)
     seen: int = 0
     warm: bool = False
 
     def __post_init__(self) -> None:
+        self.health = health_limits(self.manifest)
         width, height = self.manifest.preprocess.size
         shape = (self.expected if self.keep_maps else 0, height, width)
         self.maps = _large_array(shape, np.float32)
@@ -163,6 +170,7 @@ class _Work:
         picture, features, evidence = self._judge(pixels)
         duration_ms = (time.perf_counter_ns() - started_ns) / 1e6
         verdict = judge_score(evidence.score, evidence.max_distance, self.detector.thresholds)
+        ill = self._ill(pixels)
         if not verdict.judged:
             raise EvaluationError(
                 f"{sample.name}: the score is {evidence.score}, no finite number from 0 up; the recipe or the "
@@ -176,7 +184,15 @@ class _Work:
         if hashlib.sha256(picture.tobytes()).hexdigest() in self.calibrated_on:
             self.seen += 1
         self.judged.append(
-            Judged(sample, evidence.score, evidence.max_distance, verdict.evaluation, evidence.boxes, duration_ms)
+            Judged(
+                sample,
+                evidence.score,
+                evidence.max_distance,
+                Evaluation.NOT_DECIDABLE if ill else verdict.evaluation,
+                evidence.boxes,
+                duration_ms,
+                ill,
+            )
         )
 
     def _judge(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Features, Evidence]:
@@ -184,6 +200,14 @@ class _Work:
         picture = self.detector.prepare(pixels)
         features = self.detector.extractor.extract(picture[None])[0]
         return picture, features, self.detector.judge(features, self.detector.thresholds)
+
+    def _ill(self, pixels: NDArray[np.uint8]) -> str:
+        """Why the daemon would not judge this picture; empty when it would."""
+        if self.health is None:
+            return ""
+        sample = take_sample(pixels, self.health.region)
+        found = violation(measure(sample, self.health.reference), self.health.limits)
+        return "" if found is None else found.reason.value
 
     def _sample_patches(self, sample: Sample, features: Features, mask: NDArray[np.bool_]) -> None:
         projection = self.detector.projection if isinstance(self.detector, PatchCoreDetector) else None
@@ -236,6 +260,13 @@ class _Work:
             yield (
                 f"{self.seen} of these pictures set the recipe's threshold: the false-reject rate is not independent "
                 "of it. Evaluate on pictures that the recipe was not made from."
+            )
+        unhealthy = [j for j in self.judged if j.health]
+        if unhealthy:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(j.health for j in unhealthy).items())
+            yield (
+                f"{len(unhealthy)} pictures are not like good ones as pictures ({reasons}), first "
+                f"{unhealthy[0].sample.name}: the daemon calls them NotDecidable whatever they score, and so does this."
             )
         yield from self._broken_promise()
         if self.skipped:
@@ -319,6 +350,7 @@ def summarise(evaluated: Evaluated) -> dict[str, Any]:
         "good": len(good),
         "defective": len(defective),
         "not_decidable": sum(j.evaluation is Evaluation.NOT_DECIDABLE for j in evaluated.judged),
+        "unhealthy": sum(bool(j.health) for j in evaluated.judged),
         "f1_max": best_f1[0] if best_f1 else None,
         "classes": [_class_row(evaluated, name) for name in _class_names(evaluated)],
         "skipped": list(evaluated.skipped),
@@ -335,6 +367,7 @@ def score_list(evaluated: Evaluated) -> list[dict[str, Any]]:
             "score": j.score,
             "max_distance": j.max_distance,
             "evaluation": j.evaluation.label,
+            "health": j.health,
             "boxes": len(j.boxes),
         }
         for j in evaluated.judged

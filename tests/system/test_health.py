@@ -1,11 +1,19 @@
 """A picture that cannot be judged, through the whole line: not decidable, an alarm, and the next part is judged."""
 
+import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from edge_daemon.artefact.manifest import HEALTH_FEATURE
+from edge_daemon.artefact.pictures import encode_png
+from edge_daemon.artefact.recipe import load_recipe
 from edge_daemon.client import Subscriber, TriggerClient
 from edge_daemon.wire.messages import Inspection
 from tests.daemon import DaemonProcess, receive
@@ -96,3 +104,37 @@ def test_a_replay_may_show_the_same_picture_twice(tmp_path: Path, small_line: Sm
         daemon.triggers() as triggers,
     ):
         assert [judge(results, triggers, name).evaluation for name in ("1", "2")] == ["OK", "OK"]
+
+
+def export(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "export.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_tries_relearns_and_removes_health_limits(tmp_path: Path, small_line: SmallLine) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    shutil.copy(small_line.test / "test" / "good" / "001.png", pictures / "good.png")
+    dark = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+    (pictures / "dark.png").write_bytes(encode_png(dark))
+    tried = json.loads(export("health", "--recipe", small_line.recipe, "--images", pictures, "--json").stdout)
+    assert [(e["picture"], e["reason"]) for e in tried["refused"]] == [("dark.png", "health_black"), ("good.png", "")]
+
+    evaluated = json.loads(
+        export("evaluate", "--recipe", small_line.recipe, "--data", pictures, "--json", "--scores").stdout
+    )
+    assert evaluated["unhealthy"] == 1
+    assert [s["evaluation"] for s in evaluated["scores"]] == ["NotDecidable", "OK"]
+
+    again, without = tmp_path / "again.recipe", tmp_path / "without.recipe"
+    done = export("health", "--recipe", small_line.recipe, "--images", small_line.train, "--out", again, "--json")
+    assert done.returncode == 0, done.stderr
+    assert load_recipe(again).manifest.health is not None
+    assert export("health", "--recipe", again, "--none", "--out", without).returncode == 0
+    before, after = load_recipe(small_line.recipe).manifest, load_recipe(without).manifest
+    assert after.health is None
+    assert HEALTH_FEATURE not in after.required_features
+    assert (after.bank, after.thresholds) == (before.bank, before.thresholds)
+    refused = export("health", "--recipe", without, "--images", pictures)
+    assert refused.returncode == 2
+    assert "has no health limits" in refused.stderr

@@ -1,0 +1,93 @@
+"""Health limits of a recipe that exists: tried on pictures, or learned again, bank and thresholds untouched."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_daemon.artefact.manifest import HealthPart, Manifest
+from edge_daemon.artefact.pictures import read_picture
+from edge_daemon.artefact.recipe import MANIFEST, manifest_bytes, read_files, verify_files, write_recipe
+from edge_daemon.core.geometry import Region
+from edge_daemon.core.health import HealthLimits, Violation, measure, take_sample, violation
+from edge_daemon.detectors.health import health_limits
+from edge_daemon.engines.sessions import EngineOptions
+from edge_daemon.errors import PictureError
+from export.build import output_problems
+from export.errors import ExportError, PicturesError
+from export.gather import list_pictures
+from export.golden import prove
+from export.health import Learned, learn_health, with_health
+
+
+@dataclass(frozen=True, slots=True)
+class Relearned:
+    """What was written. health: None where the limits were taken out; notes: one sentence each."""
+
+    digest: str
+    health: HealthPart | None
+    notes: list[str]
+
+
+def relearn_health(recipe: Path, images: Path | None, out: Path, version: str, created_utc: str) -> Relearned:
+    """Write the recipe again with limits from these good pictures, none for none. Raises ExportError or EdgeError."""
+    if problems := output_problems(out):
+        raise ExportError("\n".join(problems))
+    files = dict(read_files(recipe))
+    verified = verify_files(files, str(recipe))
+    old = verified.manifest
+    learned = None if images is None else _learn(old, images)
+    fields: dict[str, Any] = old.model_dump(mode="json", exclude={"self_sha256"})
+    origin = {"digest": verified.digest, "version": old.version, "created_utc": old.created_utc, "change": "health"}
+    fields |= {
+        "version": version,
+        "created_utc": created_utc,
+        "provenance": {**old.provenance, "made_from": origin},
+    }
+    notes = [] if learned is None else list(learned.notes)
+    if files.pop("signature", None) is not None:
+        notes.append("the signature was for the old limits and is gone: sign the new recipe")
+    health = None if learned is None else learned.health
+    files[MANIFEST] = manifest_bytes(with_health(fields, health))
+    digest = prove(files, f"the new recipe {old.name}", EngineOptions())
+    write_recipe(out, files)
+    return Relearned(digest, health, notes)
+
+
+def _learn(manifest: Manifest, images: Path) -> Learned:
+    paths = list_pictures(images)
+    names = [path.relative_to(images).as_posix() for path in paths]
+    width, height = manifest.view.frame_size
+    for path in paths:
+        found = read_picture(path).shape
+        if (found[1], found[0]) != (width, height):
+            raise PicturesError(f"{path} is {found[1]}x{found[0]} px, the recipe judges frames of {width}x{height}")
+    region = Region(*manifest.view.region) if manifest.view.region else None
+    return learn_health(paths, names, names, region, _silent)
+
+
+def try_health(manifest: Manifest, images: Path) -> list[dict[str, Any]]:
+    """Each picture with the reason why it would not be judged, empty when it would. Raises ExportError."""
+    limits = health_limits(manifest)
+    if limits is None:
+        raise ExportError(f"{manifest.name} has no health limits: learn some with --images DIR --out PATH")
+    found = []
+    for path in list_pictures(images):
+        ill = look_at(path, limits)
+        reason, message = ("", "") if ill is None else (ill.reason.value, ill.message)
+        found.append({"picture": path.relative_to(images).as_posix(), "reason": reason, "message": message})
+    return found
+
+
+def look_at(path: Path, limits: HealthLimits) -> Violation | None:
+    """What is wrong with a picture. Raises PicturesError when it cannot be read or does not fit."""
+    try:
+        sample = take_sample(read_picture(path), limits.region)
+    except PictureError as exc:
+        raise PicturesError(str(exc)) from exc
+    return violation(measure(sample, limits.reference), limits.limits)
+
+
+def _silent(_what: str, _total: int) -> AbstractContextManager[Callable[[int], object]]:
+    return nullcontext(lambda _done: None)
