@@ -22,6 +22,7 @@ from edge_daemon.edges.journal import Boot, Intent, Journal
 from edge_daemon.edges.publisher import Publisher, PublisherConfig
 from edge_daemon.edges.records import Records
 from edge_daemon.edges.server import CONTROL, TRIGGERS, RequestServer
+from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
 from edge_daemon.errors import EdgeError, JournalError
 from edge_daemon.pipeline.compute import Compute
@@ -160,10 +161,14 @@ class Daemon:
             self._emit("alarm", "", "restarted", f"{len(known)} trigger(s) were left without outcome by the last boot")
 
         options = EngineOptions(
-            config.engine.provider, config.engine.fallback, config.engine.intra_op_threads or physical_cores()
+            config.engine.provider,
+            config.engine.fallback,
+            config.engine.intra_op_threads or physical_cores(),
+            config.engine.embeddings,
         )
+        sessions = Sessions(options, Choices(config.engines_path))
         self._recipes = Recipes(
-            Store(config.store_path), Sessions(options), config.engine.search, config.state_dir / "configured.json"
+            Store(config.store_path), sessions, config.engine.search, config.state_dir / "configured.json"
         )
         self._load_recipes()
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from edge_daemon.client import ControlClient, NoAnswerError, connect
 from edge_daemon.core.decision import Thresholds
 from edge_daemon.detectors.base import Detector
 from edge_daemon.detectors.loading import ReadyRecipe, build_detector, load_verified
+from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.sessions import EngineOptions, Sessions
 from edge_daemon.errors import EdgeError, PictureError
 from edge_daemon.threads import keep_freed_memory, physical_cores
@@ -117,8 +118,12 @@ def bench(request: BenchRequest) -> dict[str, Any]:
     keep_freed_memory()
     cv2.setNumThreads(1)
     faiss.omp_set_num_threads(physical_cores())
-    sessions = Sessions(EngineOptions(provider=request.provider, intra_op_threads=physical_cores()))
-    ready = load_verified(request.recipe.absolute(), sessions, request.search)
+    options = EngineOptions(provider=request.provider, intra_op_threads=physical_cores())
+    with tempfile.TemporaryDirectory(prefix="edge-bench-") as name:
+        # Measured here and now, and the same for the daemons.
+        sessions = Sessions(options, Choices(Path(name) / "engines.json"))
+        ready = load_verified(request.recipe.absolute(), sessions, request.search)
+    request = replace(request, search=ready.choice.engine)
     paths, pictures, frame_bytes = _pictures(request, ready.detector)
     flat = build_detector(ready.recipe, sessions, "flat")
     bare = _Bare()
@@ -405,7 +410,8 @@ def _figures(
             "parts": latency.parts,
         },
         "search": {
-            "engine": getattr(getattr(ready.detector, "engine", None), "name", request.search),
+            "engine": ready.choice.engine,
+            "why": ready.choice.reason,
             "ms": round(search_ms, 3),
             "flat_ms": round(statistics.median(bare.flat_ms), 3),
             "exact_searches": statistics.median(bare.exact_searches),

@@ -20,6 +20,7 @@ from edge_daemon.cameras.config import CameraConfig, FolderConfig, SimulatedConf
 from edge_daemon.cameras.open import make_camera
 from edge_daemon.config import Config, ViewConfig, config_digest, load_config
 from edge_daemon.detectors.loading import ReadyRecipe, load_verified
+from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
 from edge_daemon.errors import ConfigError, EdgeError, ProviderError
 from edge_daemon.threads import physical_cores
@@ -60,6 +61,8 @@ class CheckedRecipe:
     threshold: float
     provider: str
     provisional: bool
+    engine: str
+    engine_why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,8 @@ def _recipes(config: Config, ready: dict[str, ReadyRecipe]) -> Iterator[Finding]
     """The provider, then every recipe through the whole load order; those that pass go into `ready` by camera."""
     engine = config.engine
     threads = engine.intra_op_threads or physical_cores()
-    sessions = Sessions(EngineOptions(engine.provider, engine.fallback, threads))
+    options = EngineOptions(engine.provider, engine.fallback, threads, engine.embeddings)
+    sessions = Sessions(options, Choices(config.engines_path, may_measure=False))
     try:
         provider = sessions.extractor(_PROBE_GRAPH, "probe").provider
     except ProviderError as error:
@@ -156,6 +160,8 @@ def _summary(config: Config, ready: dict[str, ReadyRecipe]) -> Iterator[CheckedR
                 manifest.thresholds.lower,
                 ready[view.camera].provider,
                 manifest.provisional,
+                ready[view.camera].choice.engine,
+                ready[view.camera].choice.reason,
             )
 
 

@@ -60,6 +60,12 @@ journal, network cards and socket buffers of cameras, clock, provider and driver
 and everything that `check` looks at. Each finding says what to do. Changes nothing; may run beside the daemon.
   ✗ will hurt    · worth doing    ✓ fine          exit status 1 when anything will hurt"""
 
+_ENGINES_HELP = """\
+Which engine searches is measured when the daemon loads a recipe whose kind of bank (rows, dimensions, patches) it
+has not met on this PC, provider and software version, and remembered. All engines give the same results, to the
+bit: a wrong choice costs time only. After a change of cooling, power settings or other programs: --forget."""
+
+
 _BENCH_HELP = """\
 Measures what this PC can do with a recipe: the real daemon, as its own process with journal and publishing
 in a temporary folder, replays decoded pictures of good parts; the bare model and the bare search are timed
@@ -149,6 +155,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(recipes)
     _add_json(recipes)
     recipes.set_defaults(run=_recipes)
+
+    engines = commands.add_parser(
+        "engines",
+        help="how fast each search engine is on this PC, as it was measured",
+        description=_ENGINES_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_config(engines)
+    _add_json(engines)
+    engines.add_argument("--forget", action="store_true", help="delete the measurements; the next start measures anew")
+    engines.set_defaults(run=_engines)
 
     _add_bench(commands)
     _add_store(commands.add_parser("store", help="import and list recipes", allow_abbrev=False))
@@ -273,7 +291,8 @@ def _check(arguments: argparse.Namespace) -> int:
     for recipe in report.recipes:
         print(
             f"✓ stations.{recipe.station}: {recipe.camera} is judged by {recipe.name} {recipe.version} "
-            f"({recipe.digest[:12]}) on {recipe.provider}; OK up to {recipe.threshold:.4g}"
+            f"({recipe.digest[:12]}) on {recipe.provider}; OK up to {recipe.threshold:.4g}; "
+            f"search {recipe.engine} ({recipe.engine_why})"
         )
     errors = sum(finding.level == "error" for finding in report.findings)
     print(f"{arguments.config}: {_many(errors, 'problem')}" if errors else f"{arguments.config}: the daemon can start")
@@ -358,6 +377,35 @@ def _recipes(arguments: argparse.Namespace) -> int:
                 }
             )
     _print_rows(rows, arguments.json, ("station", "camera", "name", "version", "digest", "threshold"))
+    return 0
+
+
+def _engines(arguments: argparse.Namespace) -> int:
+    from edge_daemon.config import load_config
+    from edge_daemon.engines.choice import Choices
+
+    choices = Choices(load_config(arguments.config, recipes_must_exist=False).engines_path)
+    if arguments.forget:
+        forgotten = choices.forget()
+        if arguments.json:
+            _print_json({"forgotten": forgotten})
+        else:
+            print(
+                f"{choices.path}: {'forgotten; measured anew at the next start' if forgotten else 'nothing to forget'}"
+            )
+        return 0
+    found = choices.measurements()
+    if arguments.json:
+        _print_json([entry.model_dump(mode="json") | {"engine": entry.engine()} for entry in found])
+        return 0
+    for entry in found:
+        kind, ms = entry.kind, "  ".join(f"{name} {value:.2f} ms" for name, value in sorted(entry.ms.items()))
+        print(
+            f"{entry.engine():9}  up to {kind.rows} rows of {kind.dims}, {kind.patches} patches, {kind.threads} threads"
+        )
+        print(f"           {ms}; {kind.provider}, {kind.cpu}, {kind.software}")
+    if not found:
+        print("nothing was measured yet: engines are taken by rule until a recipe is loaded by the daemon")
     return 0
 
 

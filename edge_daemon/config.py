@@ -127,9 +127,13 @@ class EngineConfig(Section):
     batch_wait_ms: Annotated[Number, Field(ge=0, le=1_000)] = 2
     """How long a frame waits for others of its batch, in milliseconds; without effect on batches of one."""
     search: Literal["auto", "certified", "flat", "graph", "numpy"] = "auto"
-    """Engine of the nearest-neighbour search: `auto` takes what the recipe says. They differ in time, never in a
-    result: `certified` looks only where the answer may change, `flat` compares every row, `graph` does so on the
-    provider, with the bank in its memory, `numpy` is the slow reference."""
+    """Engine of the nearest-neighbour search: `auto` takes what the recipe says, else what is fastest here, measured
+    once for a kind of bank and remembered (`edge-daemon engines` shows it). They differ in time, never in a result:
+    `certified` looks only where the answer may change, `flat` compares every row, `graph` does so on the provider,
+    with the bank in its memory, `numpy` is the slow reference."""
+    embeddings: Literal["auto", "host", "device"] = "auto"
+    """Where the backbone's embeddings wait for the search: in the memory of the PC (`host`) or where the provider
+    computes (`device`). `auto` leaves them on the card when the search runs there too, with `graph`."""
 
     def batch_limit(self, provider: Provider) -> int:
         """Most frames in one run on the provider that really runs."""
@@ -236,6 +240,11 @@ class Config(Section):
     def journal_path(self) -> Path:
         """The SQLite file of the journal."""
         return self.journal.path or self.state_dir / "journal.sqlite"
+
+    @property
+    def engines_path(self) -> Path:
+        """What was measured of the search engines."""
+        return self.state_dir / "engines.json"
 
     @property
     def store_path(self) -> Path:

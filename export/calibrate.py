@@ -18,7 +18,7 @@ from edge_daemon.core.conformal import (
     smallest_supported_rate,
 )
 from edge_daemon.core.decision import Thresholds
-from edge_daemon.detectors.base import Detector, Extractor
+from edge_daemon.detectors.base import Detector, Extractor, on_host
 from export.errors import CalibrationError
 from export.gather import Gathered, Progress
 
@@ -80,7 +80,7 @@ def score_pictures(
 
 def features_of(extractor: Extractor, pictures: Gathered, index: int) -> NDArray[np.float32]:
     """(gh, gw, D) float32 of one picture. Raises CalibrationError when they are not finite."""
-    features: NDArray[np.float32] = extractor.extract(pictures.picture(index))[0]
+    features = on_host(extractor.extract(pictures.picture(index))[0])
     if not np.isfinite(features).all():
         raise CalibrationError(
             f"the backbone gives NaN or infinity for {pictures.names[index]}: a graph of lower precision may "

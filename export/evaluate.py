@@ -21,7 +21,7 @@ from edge_daemon.core.decision import Evaluation, Evidence, Thresholds, judge_sc
 from edge_daemon.core.geometry import Box
 from edge_daemon.core.health import HealthLimits, measure, take_sample, violation
 from edge_daemon.core.quality import PixelQuality, auroc, f1_max, pixel_quality
-from edge_daemon.detectors.base import Detector, Features
+from edge_daemon.detectors.base import Detector, Features, on_host
 from edge_daemon.detectors.health import health_limits
 from edge_daemon.detectors.patchcore import PatchCoreDetector, project_patches
 from edge_daemon.errors import PictureError
@@ -211,7 +211,8 @@ class _Work:
 
     def _sample_patches(self, sample: Sample, features: Features, mask: NDArray[np.bool_]) -> None:
         projection = self.detector.projection if isinstance(self.detector, PatchCoreDetector) else None
-        patches = project_patches(features.reshape(-1, features.shape[-1]), projection)
+        cells = on_host(features)
+        patches = project_patches(cells.reshape(-1, cells.shape[-1]), projection)
         if not sample.defective:
             eligible, kept = np.arange(len(patches)), self.good_patches
         else:

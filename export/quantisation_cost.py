@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edge_daemon.artefact.pictures import read_picture
 from edge_daemon.artefact.recipe import Recipe
-from edge_daemon.detectors.base import Detector, judge_picture
+from edge_daemon.detectors.base import Detector, judge_picture, on_host
 from edge_daemon.detectors.loading import load_verified
 from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
 from edge_daemon.engines.nearest import make_engine
@@ -201,7 +201,7 @@ def _same_bank(before: _Trial, after: _Trial, paths: Sequence[Path]) -> tuple[Pa
     made, rows = [], None
     for trial in (before, after):
         features = [trial.detector.extractor.extract(trial.detector.prepare(p)[None])[0] for p in pictures]
-        patches = np.concatenate([f.reshape(-1, f.shape[-1]) for f in features])
+        patches = np.concatenate([f.reshape(-1, f.shape[-1]) for f in map(on_host, features)])
         if rows is None:
             count = min(_BANK_ROWS, len(patches))
             rows = np.random.default_rng(0).choice(len(patches), count, replace=False)

@@ -1,13 +1,21 @@
 """The contract of all detectors: cameras, thresholds, boxes, wire and gateway never know which one it is."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_daemon.core.decision import Evidence, Thresholds
+from edge_daemon.engines.device import DeviceFeatures
 
-Features = NDArray[np.float32]
+# Of one frame: (gh, gw, D) float32, on the host or where the session left it.
+Features = NDArray[np.float32] | DeviceFeatures
+
+
+def on_host(features: Features) -> NDArray[np.float32]:
+    """The features as an array, (gh, gw, D) float32. Raises EdgeError when a device fails."""
+    return features.host() if isinstance(features, DeviceFeatures) else features
 
 
 class Extractor(Protocol):
@@ -23,8 +31,9 @@ class Extractor(Protocol):
         """The onnxruntime execution provider that runs."""
         ...
 
-    def extract(self, batch: NDArray[np.uint8]) -> Features:
-        """(N, H, W, 3) uint8 RGB at model size -> (N, gh, gw, D) float32. Raises EdgeError."""
+    def extract(self, batch: NDArray[np.uint8]) -> NDArray[np.float32] | Sequence[DeviceFeatures]:
+        """(N, H, W, 3) uint8 RGB at model size -> (N, gh, gw, D) float32, or N features on the device.
+        Raises EdgeError."""
         ...
 
 
@@ -42,7 +51,7 @@ class Detector(Protocol):
         ...
 
     def judge(self, features: Features, thresholds: Thresholds) -> Evidence:
-        """Features of one frame, (gh, gw, D) float32 -> evidence, boxes in full-frame pixels."""
+        """Features of one frame -> evidence, boxes in full-frame pixels. Raises EdgeError when a device fails."""
         ...
 
 

@@ -1,13 +1,15 @@
 """From a recipe on disk to a detector that may judge: the whole load order, nothing switched until all pass."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_daemon.artefact.recipe import Golden, Recipe, load_recipe
 from edge_daemon.core.decision import Evidence, Thresholds, judge_score
 from edge_daemon.detectors.base import Detector, Features
+from edge_daemon.detectors.choosing import choose_engine
 from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
+from edge_daemon.engines.choice import Choice
 from edge_daemon.engines.nearest import make_engine
 from edge_daemon.engines.sessions import Sessions
 from edge_daemon.errors import RecipeEngineError, RecipeGoldenError
@@ -27,6 +29,8 @@ class ReadyRecipe:
 
     recipe: Recipe
     detector: Detector
+    choice: Choice = field(default_factory=lambda: Choice("", "rule"))
+    """Of the search engine, and why it."""
 
     @property
     def provider(self) -> str:
@@ -36,7 +40,7 @@ class ReadyRecipe:
 def build_detector(recipe: Recipe, sessions: Sessions, engine: str = "auto") -> Detector:
     """The detector of a verified recipe. Raises RecipeEngineError or ProviderError.
 
-    engine: the search engine that the configuration forces; `auto` leaves it to the recipe.
+    engine: the search engine by name; `auto` leaves it to the recipe, and then to the rule.
     """
     manifest = recipe.manifest
     extractor = sessions.extractor(recipe.backbone, manifest.backbone.sha256)
@@ -47,12 +51,14 @@ def build_detector(recipe: Recipe, sessions: Sessions, engine: str = "auto") -> 
         )
     limits = manifest.thresholds
     name = engine if engine != "auto" else manifest.parameters.engine
+    search = make_engine(name, recipe.bank, sessions.graphs(extractor.provider))
+    on_device = sessions.keeps_on_device(extractor.provider, search.name)
     return PatchCoreDetector(
         PatchCoreSettings.of(manifest),
         Thresholds(limits.lower, limits.upper, limits.pixel),
-        extractor,
+        sessions.on_device(extractor) if on_device else extractor,
         recipe.bank,
-        make_engine(name, recipe.bank),
+        search,
         recipe.projection,
     )
 
@@ -102,15 +108,18 @@ def load_verified(
 ) -> ReadyRecipe:
     """The whole load order of a recipe, directory or `.recipe` file, each step with its own error.
 
-    progress: called with each of `STEPS` as it is passed. Raises RecipeError's subclasses, ProviderError.
+    engine: the search engine that the configuration forces; with `auto` the recipe, else what is measured here
+    (`choosing.choose_engine`). progress: called with each of `STEPS` as it is passed. Raises RecipeError's
+    subclasses, ProviderError.
     """
     passed = progress or (lambda _step: None)
     recipe = load_recipe(path, backbone_of)
     for step in STEPS[:3]:
         passed(step)
-    detector = build_detector(recipe, sessions, engine)
+    choice = choose_engine(recipe, sessions, engine)
+    detector = build_detector(recipe, sessions, choice.engine)
     passed(STEPS[3])
     for golden in recipe.golden:
         check_golden(recipe, detector, golden)
     passed(STEPS[4])
-    return ReadyRecipe(recipe, detector)
+    return ReadyRecipe(recipe, detector, choice)

@@ -1,7 +1,7 @@
 """PatchCore as a detector (Roth et al. 2022, arXiv 2106.08265)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -13,10 +13,12 @@ from edge_daemon.core.distances import LARGEST_SQUARED_NORM, largest_squared_nor
 from edge_daemon.core.geometry import Box, Region
 from edge_daemon.core.maps import Blur, Upsampling, anomaly_map, boxes_above
 from edge_daemon.core.patchcore import Metric, image_score, patch_distances
-from edge_daemon.core.proof import Nearest, remember
+from edge_daemon.core.proof import Maximum, Nearest, remember
 from edge_daemon.core.resize import ResizeMethod, to_model_input
 from edge_daemon.core.support import support
-from edge_daemon.detectors.base import Extractor, Features
+from edge_daemon.detectors.base import Extractor, Features, on_host
+from edge_daemon.engines.device import DeviceFeatures, DevicePatches
+from edge_daemon.engines.graph import GraphEngine
 from edge_daemon.engines.nearest import NearestNeighbour
 
 
@@ -54,6 +56,10 @@ class PatchCoreSettings:
             blur_sigma_px=parameters.blur_sigma_px,
         )
 
+    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Full frame -> model input (H, W, 3) uint8. Raises PictureError when the frame does not fit."""
+        return to_model_input(pixels, self.frame_size, self.region, self.resize_to, self.size, self.resize)
+
 
 def project_patches(patches: NDArray[np.float32], projection: NDArray[np.float32] | None) -> NDArray[np.float32]:
     """(P, backbone dim) float32 -> (P, bank dim): the recipe's `pca/1`, or the patches themselves without it.
@@ -65,6 +71,8 @@ def project_patches(patches: NDArray[np.float32], projection: NDArray[np.float32
     with np.errstate(invalid="ignore", over="ignore"):  # judged by the caller, who looks at the norms
         return patches @ projection
 
+
+_Patches = NDArray[np.float32] | DevicePatches
 
 # Relative; the filters round each sum the same way for bounds and distances, this is a margin on top.
 _MAP_ROUNDING = 1e-5
@@ -81,6 +89,9 @@ class PatchCoreDetector:
     Of the frames it has seen it keeps, per position, which rows were near: the next frame's search begins
     there. What it finds never depends on them, so frames of several cameras may come in any order. `judge` is
     called from one thread at a time; the maps of its evidence may be made in another.
+
+    Features that lie on a device stay there where the engine is `graph`: projection and search run there, and
+    of the patches only those are fetched on which score and boxes rest.
     """
 
     def __init__(
@@ -99,30 +110,34 @@ class PatchCoreDetector:
         self.engine = engine
         self.projection = projection
         self._hints: NDArray[np.int64] | None = None
+        self._projection_there = (
+            engine.graphs.upload(projection) if isinstance(engine, GraphEngine) and projection is not None else None
+        )
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Full frame -> model input (H, W, 3) uint8. Raises PictureError when the frame does not fit."""
-        s = self.settings
-        return to_model_input(pixels, s.frame_size, s.region, s.resize_to, s.size, s.resize)
+        return self.settings.prepare(pixels)
 
     def judge(self, features: Features, thresholds: Thresholds) -> Evidence:
-        """Score and boxes of one frame from its (gh, gw, D) float32 features.
+        """Score and boxes of one frame from its (gh, gw, D) float32 features. Raises EdgeError when a device fails.
 
         Features that are not finite, or too large to be squared, give a score of NaN, which no threshold
         passes. The map is made only when it can reach the pixel threshold: a blur is an average and never
         exceeds the largest distance.
         """
         grid = (int(features.shape[0]), int(features.shape[1]))
-        patches = project_patches(features.reshape(-1, features.shape[-1]), self.projection)
-        with np.errstate(over="ignore", invalid="ignore"):
-            largest = largest_squared_norm(patches)
-        if not largest <= LARGEST_SQUARED_NORM:
+        patches, maximum = self._search(features, grid)
+        if maximum is None:
             return _NOT_FINITE
-        maximum = self.engine.maximum(patches, grid, self._hints)
         nearest = maximum.nearest
         self._hints = remember(self._hints, nearest.rows, _REMEMBERED_FRAMES)
         found = image_score(
-            patches, maximum, self.bank, self.engine.neighbours, self.settings.neighbours, self.settings.metric
+            patches[np.array([maximum.patch])],
+            replace(maximum, patch=0),
+            self.bank,
+            self.engine.neighbours,
+            self.settings.neighbours,
+            self.settings.metric,
         )
         boxes: tuple[Box, ...] = ()
         if not found.max_distance < thresholds.pixel:
@@ -137,9 +152,22 @@ class PatchCoreDetector:
             maximum.searches,
         )
 
-    def _boxes(
-        self, patches: NDArray[np.float32], nearest: Nearest, grid: tuple[int, int], threshold: float
-    ) -> tuple[Box, ...]:
+    def _search(self, features: Features, grid: tuple[int, int]) -> tuple[_Patches, Maximum | None]:
+        """The patches, and the farthest of them; None where any is not finite, or too large to be squared."""
+        if isinstance(features, DeviceFeatures) and isinstance(self.engine, GraphEngine):
+            there = features.patches(self._projection_there)
+            if not there.squared_norms.max(initial=0.0) <= LARGEST_SQUARED_NORM:
+                return there, None
+            return there, self.engine.maximum(there, grid, self._hints)
+        cells = on_host(features)
+        patches = project_patches(cells.reshape(-1, cells.shape[-1]), self.projection)
+        with np.errstate(over="ignore", invalid="ignore"):
+            largest = largest_squared_norm(patches)
+        if not largest <= LARGEST_SQUARED_NORM:
+            return patches, None
+        return patches, self.engine.maximum(patches, grid, self._hints)
+
+    def _boxes(self, patches: _Patches, nearest: Nearest, grid: tuple[int, int], threshold: float) -> tuple[Box, ...]:
         """Boxes of the exact map; `nearest` becomes exact wherever the map of bounds reaches the threshold.
 
         Upsampling and blur are sums with weights that are not negative, so the map of bounds bounds the map:
@@ -157,7 +185,7 @@ class PatchCoreDetector:
                 anomaly = self._map(nearest.squared, grid)
         return boxes_above(anomaly, threshold, s.frame_size, s.region, s.resize_to)
 
-    def _exact_map(self, patches: NDArray[np.float32], nearest: Nearest, grid: tuple[int, int]) -> NDArray[np.float32]:
+    def _exact_map(self, patches: _Patches, nearest: Nearest, grid: tuple[int, int]) -> NDArray[np.float32]:
         """The map of the nearest rows of all patches; searches those that the judgement did not need."""
         which = np.flatnonzero(~nearest.exact)
         squared = nearest.squared

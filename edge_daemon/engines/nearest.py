@@ -10,15 +10,13 @@ from edge_daemon.core.distances import LARGEST_SQUARED_NORM, largest_squared_nor
 from edge_daemon.core.proof import Maximum, Nearest, best_of
 from edge_daemon.core.search import ExactSearch
 from edge_daemon.engines.certified import CertifiedEngine
+from edge_daemon.engines.choice import by_rule
 from edge_daemon.engines.device import SearchGraphs
 from edge_daemon.engines.graph import GraphEngine
 from edge_daemon.engines.sessions import EngineOptions, Sessions
 from edge_daemon.errors import EdgeError
 
 ENGINES = ("auto", "certified", "flat", "numpy", "graph")
-
-# Below this a full product takes no longer than finding out what can be left out (deploy/decisions/0005).
-_CERTIFIED_FROM_ROWS = 512
 
 
 class NearestNeighbour(Protocol):
@@ -107,11 +105,6 @@ class NumpyEngine:
 
     def neighbours(self, row: int, count: int) -> NDArray[np.int64]:
         return np.argsort(scan(self._bank[row], self._bank), kind="stable")[:count]
-
-
-def by_rule(rows: int) -> str:
-    """The engine of a bank that nothing was measured for."""
-    return "certified" if rows >= _CERTIFIED_FROM_ROWS else "flat"
 
 
 def make_engine(name: str, bank: NDArray[np.float32], graphs: SearchGraphs | None = None) -> NearestNeighbour:

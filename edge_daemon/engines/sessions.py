@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.device import BoundGraph, DeviceFeatures, SearchGraphs
 from edge_daemon.errors import EdgeError, ProviderError, RecipeEngineError
 
@@ -19,11 +21,16 @@ PROVIDERS = {
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Which provider runs, what may replace it, and with how many threads (0: onnxruntime decides)."""
+    """Which provider runs, what may replace it, and with how many threads (0: onnxruntime decides).
+
+    embeddings: where they are kept between backbone and search, on the `host` or the `device`; `auto` is the
+    device where that is not the CPU and the search runs on it too.
+    """
 
     provider: str = "cpu"
     fallback: str | None = None
     intra_op_threads: int = 0
+    embeddings: Literal["auto", "host", "device"] = "auto"
 
 
 def _create(model: bytes, provider: str, options: EngineOptions) -> ort.InferenceSession:
@@ -146,10 +153,14 @@ class DeviceExtractor:
 
 
 class Sessions:
-    """Extractors by graph digest: recipes with one graph share one session."""
+    """Extractors by graph digest: recipes with one graph share one session.
 
-    def __init__(self, options: EngineOptions) -> None:
+    choices: what was measured of the search engines on this PC, None where the rule is enough.
+    """
+
+    def __init__(self, options: EngineOptions, choices: Choices | None = None) -> None:
         self.options = options
+        self.choices = choices
         self._extractors: dict[str, OnnxExtractor] = {}
         self._graphs: dict[str, SearchGraphs] = {}
 
@@ -163,6 +174,16 @@ class Sessions:
             name = "cpu" if provider == PROVIDERS["cpu"] else "cuda"
             self._graphs[provider] = SearchGraphs(lambda model: _open_on(model, name, self.options))
         return self._graphs[provider]
+
+    def keeps_on_device(self, provider: str, engine: str) -> bool:
+        """Whether embeddings stay on the device, for a search by `engine`."""
+        if self.options.embeddings == "auto":
+            return engine == "graph" and provider != PROVIDERS["cpu"]
+        return self.options.embeddings == "device"
+
+    def on_device(self, extractor: OnnxExtractor) -> DeviceExtractor:
+        """The same backbone, its embeddings left on the device."""
+        return DeviceExtractor(extractor, self.graphs(extractor.provider))
 
     def extractor(self, model: bytes, sha256: str) -> OnnxExtractor:
         """The extractor of that graph, loaded on first use. Raises ProviderError, RecipeEngineError."""

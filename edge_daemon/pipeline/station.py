@@ -562,6 +562,9 @@ class Station:
                 details["recipes"] = {
                     c: f"{r.recipe.manifest.name}@{r.recipe.manifest.version}" for c, r in self._recipes.views.items()
                 }
+                details["search"] = {
+                    c: {"engine": r.choice.engine, "why": r.choice.reason} for c, r in self._recipes.views.items()
+                }
             cameras = tuple(
                 CameraStatus(
                     camera=camera, connected=s.connected, frames=s.frames, inspected=s.inspected, message=s.message

@@ -15,6 +15,7 @@ from edge_daemon.core.clock import UtcAnchor
 from edge_daemon.core.decision import Evaluation, Evidence, Reason, ViewVerdict
 from edge_daemon.core.frame import Frame
 from edge_daemon.edges.journal import Intent
+from edge_daemon.engines.choice import Choice
 from edge_daemon.errors import JournalError
 from edge_daemon.pipeline.inspection import LiveRecipeSet, OpenInspection, ViewOutcome
 from edge_daemon.pipeline.messages import Identity
@@ -65,7 +66,9 @@ def live_recipes(cameras: tuple[str, ...], digest: str = "d" * 64) -> LiveRecipe
         backbone=SimpleNamespace(precision="fp32"),
         view=SimpleNamespace(um_per_px=None),
     )
-    ready = SimpleNamespace(recipe=SimpleNamespace(manifest=manifest, digest=digest), provider="CPU")
+    ready = SimpleNamespace(
+        recipe=SimpleNamespace(manifest=manifest, digest=digest), provider="CPU", choice=Choice("flat", "rule")
+    )
     return LiveRecipeSet.of(cast(Any, dict.fromkeys(cameras, ready)))
 
 
