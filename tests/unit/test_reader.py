@@ -3,16 +3,21 @@
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from edge_daemon.cameras.base import FrameLost
+from edge_daemon.cameras.base import Camera, CameraSilent, FrameLost
+from edge_daemon.cameras.config import SimulatedConfig
+from edge_daemon.cameras.open import make_camera
+from edge_daemon.core.decision import Reason
 from edge_daemon.core.frame import Frame
 from edge_daemon.edges.clock import SystemClock
 from edge_daemon.errors import CameraError
+from edge_daemon.pipeline.inspection import OpenInspection, ViewOutcome
 from edge_daemon.pipeline.reader import CameraReader
 from tests.unit.test_station import Line
 
@@ -30,7 +35,8 @@ class ScriptedCamera:
         self.buffer: deque[Frame] = deque()
         self.answers: deque[list[Frame] | CameraError] = deque()
         self.opened = 0
-        self.checks: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.when_asked: Callable[[], object] | None = None
+        self.waited_until_ns = 0
         self.silence: deque[CameraError] = deque()
         self.set_to: dict[str, str | int | float | bool] = {"gain_db": 3.0}
         self.exposed: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -51,10 +57,11 @@ class ScriptedCamera:
             raise answer
         self.buffer.extend(answer)
 
-    def check(self, timeout_ns: int) -> None:
-        self.checks.put(timeout_ns)
+    def check(self, timeout_ns: int) -> None:  # noqa: ARG002
         if self.silence:
             raise self.silence.popleft()
+        if self.when_asked is not None:
+            self.when_asked()
 
     def counters(self) -> Mapping[str, int]:
         return {"completed": 7}
@@ -65,6 +72,7 @@ class ScriptedCamera:
     def grab(self, timeout_ns: int) -> Frame | None:
         if self.buffer:
             return self.buffer.popleft()
+        self.waited_until_ns = CLOCK.monotonic_ns() + timeout_ns
         threading.Event().wait(min(timeout_ns, 1_000_000) / 1e9)
         return None
 
@@ -72,20 +80,16 @@ class ScriptedCamera:
 class Running:
     """A reader at work on a station whose work and records arrive in queues."""
 
-    def __init__(self) -> None:
-        self.line = Line(deadline_ms=60_000, queue=5)
+    def __init__(self, deadline_ms: int = 60_000, frame_wait_ns: int = 100_000_000) -> None:
+        self.line = Line(deadline_ms=deadline_ms, queue=5)
+        self.frame_wait_ns = frame_wait_ns
         self.camera = ScriptedCamera()
         self.events: list[str] = []
         self.work: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self.records: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.line.clock = CLOCK  # type: ignore[assignment]
         self.line.station._clock = CLOCK
-        self.reader = CameraReader(
-            self.camera, self.line.station, 100_000_000, CLOCK, lambda name, _: self.events.append(name), raise_it
-        )
-        self.line.station.attach(
-            lambda work: self.work.put(work.frame), {"top": self.reader.request}, False, lambda: None, None
-        )
+        self.use(self.camera)
         conclude = self.line.outbox.conclude
 
         def told(draft: object) -> None:
@@ -93,6 +97,14 @@ class Running:
             self.records.put(self.line.last.reason)
 
         self.line.outbox.conclude = told  # type: ignore[method-assign, assignment]
+
+    def use(self, camera: Camera) -> None:
+        self.reader = CameraReader(
+            camera, self.line.station, self.frame_wait_ns, CLOCK, lambda name, _: self.events.append(name), raise_it
+        )
+        self.line.station.attach(
+            lambda work: self.work.put(work.frame), {"top": self.reader.request}, False, lambda: None, None
+        )
 
 
 def fresh(frame: Frame, ahead_ns: int = 10_000_000_000) -> Frame:
@@ -176,3 +188,101 @@ def test_a_lost_camera_fails_all_that_wait_and_is_opened_again(running: Running)
     running.camera.answers.append([fresh(running.camera.frame())])
     running.line.trigger("2")
     assert running.work.get(timeout=5).frame_id == 1
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    give_up = CLOCK.monotonic_ns() + 20_000_000_000
+    while not true() and CLOCK.monotonic_ns() < give_up:
+        threading.Event().wait(0.005)
+    assert true()
+
+
+def test_a_frame_exposed_before_its_trigger_is_not_taken_however_late_it_comes(running: Running) -> None:
+    late = fresh(running.camera.frame())
+    late = replace(late, exposed_ns=CLOCK.monotonic_ns() - 1_000_000_000)
+    jumped = replace(fresh(running.camera.frame()), exposed_ns=2**62)
+    true = fresh(running.camera.frame())
+    true = replace(true, exposed_ns=true.arrived_ns)
+    running.camera.answers.append([late, jumped, true])
+    running.line.trigger("1")
+    assert running.work.get(timeout=5).frame_id == 3
+
+
+def test_a_camera_that_brings_no_frame_and_says_nothing_fails_the_part_and_drops_ready_before_it_is_asked_again(
+    running: Running,
+) -> None:
+    asked_again = threading.Event()
+    running.camera.answers.append([])
+    running.camera.silence.append(CameraSilent("silent"))
+    running.camera.when_asked = asked_again.wait
+    running.line.trigger("1")
+    assert running.records.get(timeout=5) == "camera"
+    assert not running.line.ready_now()
+    running.camera.when_asked = None
+    asked_again.set()
+    wait_until(running.line.ready_now)
+    assert running.camera.opened == 1
+    assert "camera_lost" not in running.events
+
+
+def test_a_camera_that_stays_silent_is_opened_anew_also_when_no_part_comes(running: Running) -> None:
+    wait_until(running.line.ready_now)
+    running.camera.silence.extend([CameraSilent("silent"), CameraSilent("still silent")])
+    wait_until(lambda: running.camera.opened == 2 and running.line.ready_now())
+    assert running.events == ["camera_connected", "camera_lost", "camera_connected"]
+
+
+def test_the_window_for_a_frame_closes_before_the_deadline() -> None:
+    with started(Running(deadline_ms=300, frame_wait_ns=10**12)) as it:
+        it.camera.answers.append([])
+        accepted_ns = CLOCK.monotonic_ns()
+        it.line.trigger("1")
+        assert it.records.get(timeout=5) == "no_frame"
+        assert it.camera.waited_until_ns < accepted_ns + 300_000_000
+
+
+def test_a_view_that_has_failed_is_not_exposed_any_more(running: Running) -> None:
+    wait_until(running.line.ready_now)
+    now_ns = CLOCK.monotonic_ns()
+    held = OpenInspection("a", "1", None, 1, "production", None, now_ns, CLOCK.utc(), now_ns + 60_000_000_000)
+    held.outcomes["top"] = ViewOutcome.failed(Reason.CAMERA)
+    running.reader.request(held)
+    running.camera.answers.append([fresh(running.camera.frame())])
+    running.line.trigger("2")
+    assert running.work.get(timeout=5).frame_id == 1
+    assert not running.camera.answers  # one exposure, not two
+
+
+def test_counters_and_settings_reach_status_and_results(running: Running) -> None:
+    wait_until(running.line.ready_now)
+    running.camera.answers.append([])
+    running.line.trigger("1")
+    running.records.get(timeout=5)
+    first = running.line.last.provenance.camera_settings_digest
+    assert len(first) == 64
+    assert running.line.station.status("", 0, None, 0).details["camera_counters"] == {"top": {"completed": 7}}
+    running.camera.set_to = {"gain_db": 4.0}
+    running.camera.answers.extend([[], []])
+    for trigger_id in ("2", "3"):  # the first one shows that they have changed
+        running.line.trigger(trigger_id)
+        running.records.get(timeout=5)
+    assert running.line.last.provenance.camera_settings_digest not in ("", first)
+
+
+def test_a_process_that_freezes_fails_the_pending_part_in_time_and_comes_back() -> None:
+    table = {"kind": "simulated", "product": "cap", "size": [64, 64], "isolated": True,
+             "faults": [{"trigger": 2, "action": "freeze"}]}  # fmt: skip
+    it = Running(deadline_ms=10_000, frame_wait_ns=300_000_000)
+    it.use(make_camera("top", SimulatedConfig.model_validate(table), CLOCK.monotonic_ns))
+    with started(it):
+        wait_until(it.line.ready_now)
+        it.line.trigger("1")
+        assert it.work.get(timeout=5).frame_id == 1
+        it.line.trigger("2")
+        assert it.records.get(timeout=5) == "camera"
+        assert not it.line.ready_now()
+        assert it.line.outbox.records[-1].late is False
+        wait_until(it.line.ready_now)
+        it.line.trigger("3")
+        assert it.work.get(timeout=5).frame_id == 3
+        assert "camera_lost" in it.events
