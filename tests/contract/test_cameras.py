@@ -33,6 +33,7 @@ from edge_daemon.cameras.isolated import IsolatedCamera
 from edge_daemon.cameras.open import make_camera
 from edge_daemon.cameras.opencv import Lag, LiveCamera, VideoCamera, shown_source
 from edge_daemon.cameras.simulated import SimulatedCamera, defect_script
+from edge_daemon.core.frame import Frame
 from edge_daemon.errors import CameraError
 from edge_daemon.simulation.render import render
 
@@ -424,6 +425,87 @@ def test_black_and_wrong_size_are_delivered_as_they_are() -> None:
     assert small.pixels.shape == (32, 32, 3)
 
 
+def taken(camera: Camera, triggers: int) -> list[list[Frame]]:
+    """Everything that comes after each trigger and before the next one."""
+    answers = []
+    for _ in range(triggers):
+        camera.trigger()
+        frames = []
+        while (frame := camera.grab(10 * MS)) is not None:
+            frames.append(frame)
+        answers.append(frames)
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("action", "seen"),
+    [
+        ("doubled", [[1], [2, 2], [3]]),
+        ("late", [[1], [], [2, 3]]),
+        ("swapped", [[1], [], [3, 2]]),
+        ("stale", [[1], [1, 2], [3]]),
+    ],
+)
+def test_frames_in_the_wrong_order_say_when_they_were_exposed(action: str, seen: list[list[int]]) -> None:
+    answers = taken(simulated(FakeTime(), faults=[{"trigger": 2, "action": action}]), 3)
+    assert [[frame.frame_id for frame in frames] for frames in answers] == seen
+    exposed = {frame.frame_id: frame.exposed_ns for frames in answers for frame in frames}
+    assert [exposed[number] for number in sorted(exposed)] == sorted(exposed.values())  # type: ignore[type-var]
+    assert len(set(exposed.values())) == 3
+
+
+def test_a_frozen_picture_is_repeated_bit_by_bit_under_new_numbers() -> None:
+    first, second, third, fourth = (
+        frames[0] for frames in taken(simulated(FakeTime(), faults=[{"frame": 2, "action": "repeat", "count": 2}]), 4)
+    )
+    assert np.array_equal(first.pixels, second.pixels)
+    assert np.array_equal(first.pixels, third.pixels)
+    assert not np.array_equal(first.pixels, fourth.pixels)
+    assert [f.frame_id for f in (first, second, third, fourth)] == [1, 2, 3, 4]
+
+
+def test_the_camera_s_own_counter_wraps_and_the_frame_ids_go_on() -> None:
+    frames = taken(simulated(FakeTime(), faults=[{"frame": 2, "action": "id_wrap"}]), 4)
+    assert [(f[0].frame_id, f[0].device_frame_id) for f in frames] == [(1, 1), (2, 65_535), (3, 1), (4, 2)]
+
+
+def test_a_clock_that_jumps_puts_the_exposure_where_it_cannot_have_been() -> None:
+    faults = [{"frame": 2, "action": "clock_jump", "seconds": 5}, {"frame": 3, "action": "clock_jump", "seconds": -5}]
+    right, ahead, behind = (frames[0] for frames in taken(simulated(FakeTime(), faults=faults), 3))
+    assert right.exposed_ns is not None
+    assert ahead.exposed_ns is not None
+    assert behind.exposed_ns is not None
+    assert right.exposed_ns <= right.arrived_ns
+    assert ahead.exposed_ns - ahead.arrived_ns > 4_000 * MS
+    assert behind.arrived_ns - behind.exposed_ns > 4_000 * MS
+
+
+def test_light_focus_and_position_go_wrong_visibly() -> None:
+    spoiled = ["dark", "blur", "shift", "wrong_format"]
+    faults = [{"frame": number, "action": action} for number, action in enumerate(spoiled, 2)]
+    pictures = [frames[0].pixels for frames in taken(simulated(FakeTime(), faults=faults, size=[128, 128]), 6)]
+    good, dark, blurred, shifted, grey_one, after = pictures
+    assert dark.mean() < 0.5 * good.mean()
+    sharpness = [float(cv2.Laplacian(p, cv2.CV_64F).var()) for p in (good, blurred)]
+    assert sharpness[1] < 0.5 * sharpness[0]
+    assert shifted.shape == good.shape
+    assert grey_one.shape == (128, 128)
+    assert after.shape == good.shape
+
+
+def test_a_camera_may_come_back_with_another_size() -> None:
+    fake = FakeTime()
+    camera = simulated(fake, faults=[{"frame": 2, "action": "return_smaller", "seconds": 1}])
+    assert ids(camera, 2) == [1, "error"]
+    camera.close()
+    fake.pause_s(1)
+    camera.open()
+    frame = camera.grab(MS)
+    assert frame is not None
+    assert frame.pixels.shape == (32, 32, 3)
+    assert camera.settings()["width"] == 32
+
+
 def test_exposure_takes_its_time_and_a_grab_that_gives_up_early_may_come_back() -> None:
     fake = FakeTime()
     camera = simulated(fake, exposure_ms=30)
@@ -604,6 +686,17 @@ def test_a_video_gives_its_frames_in_order_as_rgb_or_grey(video: Path) -> None:
         assert [f.pixels.shape for f in frames if f] == [shape] * PICTURES
         assert [round(float(f.pixels.mean()), -1) for f in frames if f] == [10, 20, 30, 40, 50, 60]
         assert [f.frame_id for f in frames if f] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_video_that_is_cut_off_plays_up_to_there_and_says_so(video: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    camera = recorded(video)
+    camera.open()
+    with pytest.raises(EndOfFrames, match=r"line\.avi"):  # noqa: PT012
+        for _ in range(PICTURES + 1):
+            camera.grab(MS)
+    camera.close()
+    capfd.readouterr()
 
 
 def test_red_stays_red(tmp_path: Path) -> None:
