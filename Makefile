@@ -14,7 +14,7 @@ SOAK_ARGS ?=
 SCALE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test bench soak scale lint format clean
+.PHONY: help install install-dev demo test bench soak soak-cameras scale lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +37,9 @@ scale: $(VENV)/.installed-dev  ## a recipe of 10,000 pictures in 4 GB: out/scale
 
 soak: $(VENV)/.installed-dev  ## does memory stand still: SOAK_ARGS="--recipe bottle.recipe --images good/"
 	$(BIN)/python -m tests.bench.soak $(SOAK_ARGS)
+
+soak-cameras: $(VENV)/.installed-dev  ## lose and find a camera a thousand times: no thread, descriptor, process, megabyte left
+	EDGE_SOAK_CYCLES=1000 $(BIN)/python -m pytest -q tests/contract/test_isolated.py -k reconnects
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check
