@@ -105,17 +105,17 @@ def learn_health(
     Of very many pictures, 2,000 spread evenly are measured. Raises PicturesError for one that cannot be read.
     """
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), _PICTURES_AT_MOST)).round().astype(np.int64))
-    kept: list[_Kept] = []
+    kept: list[Kept] = []
     with progress("health", len(chosen)) as advance:
         for index in chosen.tolist():
-            kept.append(_look_at(paths[index], region))
+            kept.append(_read(paths[index], region))
             advance(1)
     count = len({blocks[index] for index in chosen.tolist()})
     return limits_from(kept, [names[index] for index in chosen.tolist()], count)
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class Kept:
     """What is kept of one picture. picture: (64, 64) uint8; size: width, height of the region in pixels; values: all
     measures, the shift not yet against the reference."""
 
@@ -124,16 +124,21 @@ class _Kept:
     values: dict[Measure, float]
 
 
-def _look_at(path: Path, region: Region | None) -> _Kept:
+def _read(path: Path, region: Region | None) -> Kept:
     try:
-        sample = take_sample(read_picture(path), region)
+        return look_at(read_picture(path), region)
     except PictureError as exc:
         raise PicturesError(f"{exc}: no health limits can be learned from it; repair or remove it") from exc
+
+
+def look_at(pixels: NDArray[np.uint8], region: Region | None) -> Kept:
+    """What is kept of one full frame. Raises PictureError."""
+    sample = take_sample(pixels, region)
     picture = reduced(sample)
-    return _Kept(picture, sample.size, measure(sample, Reference.of(picture)))
+    return Kept(picture, sample.size, measure(sample, Reference.of(picture)))
 
 
-def limits_from(kept: Sequence[_Kept], names: Sequence[str], count: int) -> Learned:
+def limits_from(kept: Sequence[Kept], names: Sequence[str], count: int) -> Learned:
     """The limits of what was measured; count: of independent pictures or blocks among them."""
     golden = _most_typical([k.picture for k in kept])
     reference = Reference.of(kept[golden].picture)

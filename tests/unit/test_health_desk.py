@@ -1,0 +1,154 @@
+"""Health in front of the inspection: no unhealthy picture reaches the model, whatever it would score."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edge_daemon.core.decision import Evaluation, Reason
+from edge_daemon.core.frame import Frame
+from edge_daemon.core.health import REDUCED_PX, Measure
+from edge_daemon.pipeline.health import HealthDesk
+from edge_daemon.pipeline.station import Work
+from export.health import limits_from, look_at
+
+SIZE = (96, 96)
+
+
+def picture(seed: int, level: float = 1.0) -> NDArray[np.uint8]:
+    """A bright square on grey, with a sensor's noise."""
+    draw = np.random.default_rng(seed)
+    pixels = np.full((*SIZE, 3), 80.0)
+    pixels[30:66, 30:66] = 170
+    return np.clip(level * pixels + draw.normal(0, 2, pixels.shape), 0, 255).astype(np.uint8)
+
+
+class FakeStation:
+    name = "st1"
+
+    def __init__(self) -> None:
+        self.outcomes: list[Any] = []
+        self.warnings: dict[str, str] = {}
+        self.seen: dict[str, Any] = {}
+
+    def view_done(self, _inspection: Any, _camera: str, outcome: Any) -> None:
+        self.outcomes.append(outcome)
+
+    def warn(self, key: str, message: str) -> None:
+        self.warnings[key] = message
+
+    def warning_over(self, key: str) -> None:
+        self.warnings.pop(key, None)
+
+    def health_seen(self, camera: str, measures: Any) -> None:
+        self.seen[camera] = measures
+
+
+class Line:
+    def __init__(self, may_repeat: bool = False) -> None:
+        self.station = FakeStation()
+        self.judged: list[Work] = []
+        self.events: list[str] = []
+        self.fatal: list[BaseException] = []
+        self.desk = HealthDesk(
+            self.judged.append, lambda _k, _s, name, _m, _v: self.events.append(name), self.fatal.append
+        )
+        self.desk.watch(cast(Any, self.station), "top", may_repeat)
+        learned = limits_from([look_at(picture(seed), None) for seed in range(100, 130)], ["x"] * 30, 30)
+        self.ready = self.recipe(learned.health, "a" * 64)
+
+    def recipe(self, health: Any, digest: str) -> Any:
+        manifest = SimpleNamespace(health=health, view=SimpleNamespace(region=None, frame_size=SIZE))
+        return SimpleNamespace(recipe=SimpleNamespace(manifest=manifest, digest=digest))
+
+    def show(self, pixels: NDArray[np.uint8]) -> Any:
+        """What came of it: the outcome, or None when it went on to be judged."""
+        inspection = SimpleNamespace(recipe_set=SimpleNamespace(views={"top": self.ready}), health={})
+        work = Work(cast(Any, self.station), cast(Any, inspection), "top", Frame("top", 1, pixels, 0))
+        before = len(self.judged)
+        self.desk.submit(work)
+        return None if len(self.judged) > before else self.station.outcomes[-1].verdict
+
+
+def test_a_healthy_picture_goes_on_with_its_measures() -> None:
+    line = Line()
+    assert line.show(picture(1)) is None
+    assert line.judged[0].inspection.health["top"].keys() == {name.value for name in Measure}
+    assert (line.events, line.station.warnings) == ([], {})
+
+
+@pytest.mark.parametrize(
+    ("level", "reason"),
+    [(0.0, Reason.HEALTH_BLACK), (0.5, Reason.HEALTH_UNDEREXPOSED), (1.4, Reason.HEALTH_OVEREXPOSED)],
+)
+def test_an_unhealthy_picture_is_never_judged_and_the_alarm_ends_with_the_first_healthy_one(
+    level: float, reason: Reason
+) -> None:
+    line = Line()
+    for seed in range(3):
+        verdict = line.show(picture(seed, level))
+        assert (verdict.evaluation, verdict.reason, verdict.judged) == (Evaluation.NOT_DECIDABLE, reason, True)
+        assert reason.value in line.station.warnings["health top"]
+    assert line.judged == []
+    assert line.show(picture(9)) is None
+    assert line.events == [reason.value, "health_clear"]
+    assert line.station.warnings == {}
+
+
+def test_a_frozen_picture_is_refused_the_first_time_it_repeats_and_also_from_a_ring_of_buffers() -> None:
+    line = Line()
+    ring = [picture(seed) for seed in range(4)]
+    assert [line.show(pixels) for pixels in ring] == [None] * 4
+    for _ in range(3):
+        for pixels in ring:
+            assert line.show(pixels.copy()).reason is Reason.HEALTH_FROZEN
+    assert line.show(picture(5)) is None
+
+
+def test_a_replay_may_repeat() -> None:
+    line = Line(may_repeat=True)
+    assert [line.show(picture(1)) for _ in range(3)] == [None] * 3
+
+
+def test_a_lamp_that_ages_is_told_before_a_part_is_lost_and_all_is_clear_when_it_is_renewed() -> None:
+    line = Line()
+    part = 0
+    while not line.station.warnings:
+        part += 1
+        assert part < 2000
+        assert line.show(picture(part, 1 - part / 8000)) is None, "a part was lost before the alarm"
+    assert line.events == ["drift_brightness"]
+    assert "drift_brightness top" in line.station.warnings
+    for fresh in range(200):
+        line.show(picture(5000 + fresh))
+    assert line.events == ["drift_brightness", "drift_clear"]
+    assert line.station.warnings == {}
+
+
+def test_another_recipe_begins_anew_and_one_without_limits_judges_every_picture() -> None:
+    line = Line()
+    assert line.show(picture(1, 0.0)).reason is Reason.HEALTH_BLACK
+    line.ready = line.recipe(None, "b" * 64)
+    assert line.show(picture(1, 0.0)) is None
+    assert line.station.warnings == {}
+    assert line.events[-1] == "health_clear"
+
+
+def test_a_frame_of_another_size_is_left_to_the_inspection_to_refuse() -> None:
+    line = Line()
+    assert line.show(np.zeros((10, 10, 3), np.uint8)) is None
+    assert line.show(np.zeros((*SIZE, 4), np.uint8)) is None
+
+
+def test_a_defect_of_the_program_fails_the_part_and_is_told() -> None:
+    line = Line()
+    line.ready.recipe.manifest.health = "nonsense"
+    verdict = line.show(picture(1))
+    assert (verdict.evaluation, verdict.reason, verdict.judged) == (Evaluation.UNDEFINED, Reason.ENGINE, False)
+    assert len(line.fatal) == 1
+
+
+def test_the_reference_is_kept_byte_by_byte() -> None:
+    assert Line().ready.recipe.manifest.health.reference.__len__() == -(-REDUCED_PX * REDUCED_PX // 3) * 4
