@@ -15,7 +15,8 @@ NODES: dict[str, Value] = {
     "Width": 640, "Height": 480, "OffsetX": 64, "OffsetY": 32, "ExposureTime": 5000.0, "Gain": 6.0,
     "AcquisitionFrameRateEnable": False, "AcquisitionFrameRate": 30.0,
     "TriggerSelector": "AcquisitionStart", "TriggerMode": "On", "TriggerSource": "Line0",
-    "TriggerActivation": "LevelLow", "TriggerDelay": 9.0, "LineSelector": "Line0", "LineDebouncerTime": 1.0, "PtpEnable": False,
+    "TriggerActivation": "LevelLow", "TriggerDelay": 9.0,
+    "LineSelector": "Line0", "LineDebouncerTime": 1.0, "PtpEnable": False,
 }  # fmt: skip
 ENTRIES = {
     "UserSetSelector": ["Default", "UserSet1"], "ExposureAuto": ["Off", "Continuous"], "GainAuto": ["Off", "Once"],
