@@ -142,7 +142,8 @@ class FrameBinder(Generic[FrameT]):
     rule, so waiting for the confirmation before publishing costs little.
 
     `tick` believes that every frame which arrived before its `now_ns` has been handed in: whoever calls it fetches
-    frames first.
+    frames first. Nothing else concludes anything from a frame's absence, silence included: frames of before may lie
+    in a buffer while nobody fetches them.
     """
 
     window: BindingWindow
@@ -156,22 +157,24 @@ class FrameBinder(Generic[FrameT]):
     _last_count: int | None = None
     _ordinals: int = 0
     _last_event_ns: int = 0
+    _fetched_ns: int = 0  # every frame that arrived before has been handed in
 
     def __post_init__(self) -> None:
-        self._last_event_ns = self.began_ns
+        self._last_event_ns = self._fetched_ns = self.began_ns
 
-    def in_step(self, now_ns: int) -> bool:
+    @property
+    def in_step(self) -> bool:
         """Whether an announcement made now could be bound: false from a doubt until the end of the silence."""
-        return self._in_step or self._silent(now_ns)
+        return self._in_step or self._silent
 
     def announce(self, key: str, at_ns: int, *, refused: bool = False) -> list[Decision[FrameT]]:
         """A pulse for this part was, is, or will be given. refused: its trigger was not accepted (missed), but the
         exposure will take place all the same and must not be taken for another part's."""
-        decisions = self.tick(at_ns)
+        decisions: list[Decision[FrameT]] = []
         self._ordinals += 1
-        if not self._in_step and self._silent(at_ns):
+        if not self._in_step and self._silent:
             self._in_step, self._reference, self._first, self._last_count = True, None, self._ordinals, None
-        self._last_event_ns = at_ns
+        self._last_event_ns = max(self._last_event_ns, at_ns)
         ended = refused or not self._in_step
         if ended and not refused:
             decisions.append(Unbound(key, BindFault.OUT_OF_STEP))
@@ -181,21 +184,19 @@ class FrameBinder(Generic[FrameT]):
         return decisions
 
     def exposed(self, exposed: Exposed[FrameT], now_ns: int) -> list[Decision[FrameT]]:
-        """A complete frame has arrived."""
-        decisions = self.tick(now_ns)
-        self._last_event_ns = now_ns
+        """A complete frame has arrived, and is handed in now."""
+        self._last_event_ns = max(self._last_event_ns, now_ns)
+        decisions = self._decide_due(now_ns)
         interval = self._when(exposed)
         if interval is None:
             return [*decisions, *self._doubt(self._open(), BindFault.CLOCK), Stray(exposed.frame)]
         self._waiting.append(_Waiting(exposed, *interval))
-        return decisions + self.tick(now_ns)
+        return decisions + self._decide_due(now_ns)
 
     def tick(self, now_ns: int) -> list[Decision[FrameT]]:
         """What time alone decides: frames for which no further announcement can come, parts without a frame."""
-        decisions: list[Decision[FrameT]] = []
-        # In the order of arrival: the count compares each frame with the one before.
-        while self._waiting and now_ns > self._waiting[0].last_ns - self.window.earliest_ns:
-            decisions += self._decide(self._waiting.popleft().exposed)
+        self._fetched_ns = max(self._fetched_ns, now_ns)
+        decisions = self._decide_due(now_ns)
         for announcement in self._announced:
             if now_ns <= announcement.at_ns + self.window.gives_up_ns:
                 break  # as are all after it
@@ -212,7 +213,7 @@ class FrameBinder(Generic[FrameT]):
         decisions = self._doubt(self._open(), BindFault.STREAM)
         decisions += [Stray(waiting.exposed.frame) for waiting in self._waiting]
         self._waiting.clear()
-        self._last_event_ns = now_ns
+        self._last_event_ns = max(self._last_event_ns, now_ns)
         return decisions
 
     def forget(self, key: str) -> None:
@@ -238,6 +239,14 @@ class FrameBinder(Generic[FrameT]):
         first_ns = max(first_ns, exposed.exposed_ns - exposed.uncertainty_ns)
         last_ns = min(last_ns, exposed.exposed_ns + exposed.uncertainty_ns)
         return (first_ns, last_ns) if first_ns <= last_ns else None
+
+    def _decide_due(self, now_ns: int) -> list[Decision[FrameT]]:
+        """Frames for which no further announcement can come, in the order of arrival: the count compares each with the
+        one before."""
+        decisions: list[Decision[FrameT]] = []
+        while self._waiting and now_ns > self._waiting[0].last_ns - self.window.earliest_ns:
+            decisions += self._decide(self._waiting.popleft().exposed)
+        return decisions
 
     def _decide(self, exposed: Exposed[FrameT]) -> list[Decision[FrameT]]:
         nobodys: list[Decision[FrameT]] = [Stray(exposed.frame)]
@@ -295,5 +304,6 @@ class FrameBinder(Generic[FrameT]):
     def _open(self) -> list[_Announcement]:
         return [announcement for announcement in self._announced if announcement.bound or not announcement.ended]
 
-    def _silent(self, now_ns: int) -> bool:
-        return not self._waiting and now_ns - self._last_event_ns > self.window.quiet_ns
+    @property
+    def _silent(self) -> bool:
+        return not self._waiting and self._fetched_ns - self._last_event_ns > self.window.quiet_ns

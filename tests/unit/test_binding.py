@@ -82,10 +82,12 @@ class Plant:
 
     def _play(self, events: list[tuple[int, int, str, int, Exposed[int] | None]]) -> None:
         binder: FrameBinder[int] = FrameBinder(self.window, START - self.window.quiet_ns)
+        binder.tick(START)
         while events:
             at, _, kind, part, frame = heapq.heappop(events)
             while (due := binder.next_ns()) is not None and due <= at:
                 self._note(binder.tick(due))
+            self._note(binder.tick(at))
             if frame is not None:
                 self._note(binder.exposed(frame, at))
             else:
@@ -207,17 +209,47 @@ def test_a_camera_clock_that_jumps_by_one_part_and_stays_there_binds_nothing(jum
 def test_an_interrupted_stream_fails_what_was_announced_and_asks_for_silence() -> None:
     binder: FrameBinder[str] = FrameBinder(WINDOW, 0)
     now = 100 * MS
+    assert binder.tick(now) == []
     assert binder.announce("1", now) == []
     assert binder.interrupted(now + MS) == [Unbound("1", BindFault.STREAM)]
-    assert not binder.in_step(now + 2 * MS)
+    assert not binder.in_step
     assert binder.announce("2", now + 2 * MS) == [Unbound("2", BindFault.OUT_OF_STEP)]
     assert binder.exposed(Exposed("of 2", 1, now + 12 * MS, None), now + 12 * MS) == [Stray("of 2")]
-    assert binder.in_step(now + 80 * MS)
+    binder.tick(now + 80 * MS)
+    assert binder.in_step
+
+
+def test_frames_that_lie_in_a_buffer_while_nobody_fetches_them_are_no_silence() -> None:
+    """A PC that was held up for longer than the silence, and a camera without a clock: what was exposed before seems to
+    arrive now."""
+    binder: FrameBinder[str] = FrameBinder(WINDOW, 0)
+    binder.tick(100 * MS)
+    binder.announce("1", 100 * MS)
+    binder.interrupted(101 * MS)
+    assert binder.announce("2", 300 * MS) == [Unbound("2", BindFault.OUT_OF_STEP)]
+    assert binder.exposed(Exposed("of 1", 1, 306 * MS, None), 306 * MS) == [Stray("of 1")]
+    binder.tick(380 * MS)
+    assert binder.in_step
+
+
+def test_a_frame_that_is_handed_in_late_is_still_its_own_parts() -> None:
+    """Whoever fetches frames was held up; announcements and other frames alone give no part up."""
+    binder: FrameBinder[str] = FrameBinder(WINDOW, 0)
+    binder.tick(100 * MS)
+    binder.announce("1", 100 * MS)
+    binder.announce("2", 140 * MS)
+    first, second = (
+        Exposed(name, n, at + 9 * MS, at + 3 * MS) for n, name, at in ((1, "a", 100 * MS), (2, "b", 140 * MS))
+    )
+    assert binder.exposed(first, 160 * MS) == [Bound("1", "a")]
+    assert binder.exposed(second, 160 * MS) == [Bound("2", "b")]
+    assert binder.tick(200 * MS) == [Confirmed("1"), Confirmed("2")]
 
 
 def test_the_frame_of_an_inspection_that_ended_otherwise_is_nobodys() -> None:
     binder: FrameBinder[str] = FrameBinder(WINDOW, 0)
     now = 100 * MS
+    binder.tick(now)
     binder.announce("1", now)
     binder.forget("1")
     binder.exposed(Exposed("of 1", 1, now + 12 * MS, now + 3 * MS), now + 12 * MS)
