@@ -210,7 +210,7 @@ def test_scripted_camera_faults_fail_their_part_alone_and_the_line_goes_on(
     assert outcomes["1"] == ("OK", "Completed")
     for part in ("2", "3", "5", "6", "7"):
         assert outcomes[part] == ("Undefined", "Failed"), part
-    assert outcomes["4"] == ("NotOK", "Completed")
+    assert outcomes["4"] == ("NotDecidable", "Completed")
     assert outcomes["8"] == ("OK", "Completed")
     assert counters["accepted"] == 8
     assert counters["failed"] == 5
