@@ -21,7 +21,8 @@ from edge_daemon.edges.clock import SystemClock
 from edge_daemon.edges.journal import Boot, Intent, Journal
 from edge_daemon.edges.publisher import Publisher, PublisherConfig
 from edge_daemon.edges.records import Records
-from edge_daemon.edges.server import CONTROL, TRIGGERS, RequestServer
+from edge_daemon.edges.replay import ReplayDesk
+from edge_daemon.edges.server import CONTROL, REPLAY, TRIGGERS, RequestServer
 from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
 from edge_daemon.errors import EdgeError, JournalError
@@ -90,6 +91,7 @@ class Daemon:
         self._started_ns = self._clock.monotonic_ns()
         self._stations: dict[str, Station] = {}
         self._way_out = WayOut(self._clock.monotonic_ns)
+        self._last_published: dict[str, int] = {}
 
     def run(self) -> int:
         """Start, serve until `stop`, drain, stop. Returns the exit status. Raises EdgeError when it cannot start."""
@@ -222,9 +224,9 @@ class Daemon:
                 )
                 for camera_name, camera in cameras.items()
             }
-            for camera_name, camera in cameras.items():
-                replayed = camera.simulated and self._config.cameras[camera_name].kind != "simulated"
-                self._health.watch(station, camera_name, may_repeat=replayed)
+            for view in station.config.views:
+                replayed = cameras[view.camera].simulated and self._config.cameras[view.camera].kind != "simulated"
+                self._health.watch(station, view.name, may_repeat=replayed)
             station.attach(
                 self._health.submit,
                 {camera_name: reader.request for camera_name, reader in own.items()},
@@ -263,6 +265,20 @@ class Daemon:
             max_request_bytes=wire.max_request_bytes,
             on_fatal=self._fatal,
         )
+        desk = ReplayDesk(self._journal, self._boot.number, lambda station: self._last_published.get(station, 0))
+        replay = RequestServer(
+            context,
+            wire.replay,
+            REPLAY,
+            desk.handle,
+            max_request_bytes=wire.max_request_bytes,
+            # An answer is large, and asking again gives it again: none is remembered, few wait for a slow client.
+            remembered=0,
+            high_water_mark=8,
+            on_fatal=self._fatal,
+        )
+        replay.open()
+        stack.callback(replay.close)
         control.open()
         stack.callback(control.close)
         triggers.open()
@@ -335,6 +351,7 @@ class Daemon:
 
     def _published(self, record: Inspection) -> None:
         self._way_out.published(record.result_id)
+        self._last_published[record.station] = record.seq
         station = self._stations.get(record.station)
         if station is not None:
             station.published(record)

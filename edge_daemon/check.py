@@ -38,7 +38,11 @@ _LOW_SPACE_BYTES = 2 << 30
 
 _PICTURE_TIMEOUT_NS = 5_000_000_000
 
-_ENDPOINTS = ("results", "images", "status", "triggers", "control")
+_ENDPOINTS = ("results", "images", "status", "triggers", "control", "replay")
+
+
+# Recipes that passed, by station and view.
+_Ready = dict[tuple[str, str], ReadyRecipe]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,18 @@
         for inspection in results:
             store(inspection)
             if results.gaps:
-                ask_for_replay(results.gaps.popleft())
+                note_missing(results.gaps.popleft())
+
+Every record of the journal, whatever happens to this program, the daemon or the network:
+
+    def keep(batch):
+        with database.transaction():
+            for record in batch.records:
+                store(record.inspection, record.header)
+            store_positions(batch.position)
+
+    with Subscriber(replay="tcp://127.0.0.1:5566", since=load_positions()) as results:
+        results.follow(keep)
 
 It needs pyzmq, pydantic and `edge_daemon.wire`, nothing else of the daemon. None of it is thread-safe: one object,
 one thread.
@@ -15,9 +26,9 @@ one thread.
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import zmq
 
@@ -25,8 +36,10 @@ from edge_daemon.errors import EdgeError, WireError
 from edge_daemon.wire.codec import (
     RESULT_TOPIC,
     decode_control_reply,
+    decode_header,
     decode_inspection,
     decode_job,
+    decode_replay_reply,
     decode_trigger_reply,
     encode_request,
     topic,
@@ -36,6 +49,8 @@ from edge_daemon.wire.messages import (
     Inspection,
     JobState,
     Mode,
+    ReplayReply,
+    ReplayRequest,
     TriggerReply,
     TriggerRequest,
 )
@@ -45,9 +60,11 @@ IMAGES: Final = "tcp://127.0.0.1:5562"
 STATUS: Final = "tcp://127.0.0.1:5563"
 TRIGGERS: Final = "tcp://127.0.0.1:5564"
 CONTROL: Final = "tcp://127.0.0.1:5565"
+REPLAY: Final = "tcp://127.0.0.1:5566"
 
 _MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 _GAPS_KEPT: Final = 10_000
+_LIVE_AT_ONCE: Final = 200
 
 
 class NoAnswerError(EdgeError):
@@ -82,6 +99,43 @@ class BootChange:
     new_boot: int
 
 
+class Position(NamedTuple):
+    """The last record that a reader has of one station. `boot_id` tells this boot from one with the same number
+    before the PC was set up anew; empty when it is not known."""
+
+    boot: int
+    seq: int
+    boot_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An inspection, and the header that it came in, byte for byte as the journal keeps it."""
+
+    inspection: Inspection
+    header: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Records that exist no more: pruned, lost with a disk, or unreadable. `last` is None when nobody knows."""
+
+    station: str
+    boot: int
+    first: int
+    last: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What `Subscriber.follow` hands over: records in order, ranges that can never come, and the position after
+    them, of every station, to be stored in the same transaction."""
+
+    records: tuple[Record, ...]
+    gone: tuple[Gone, ...]
+    position: dict[str, Position]
+
+
 def connect(
     context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str, *, high_water_mark: int = 10_000
 ) -> zmq.Socket[bytes]:
@@ -113,13 +167,14 @@ class Subscriber:
 
     endpoint: results socket of the daemon; station: one station, or None for all
     timeout_s: a loop over this object ends when nothing came for so long; None never ends
-    since:    where an earlier run stopped, (boot, seq) by station; without it the first result of each station
-              starts the count, and what came before is not missed
+    since:    where an earlier run stopped, (boot, seq) or Position by station; without it the first result of each
+              station starts the count, and what came before is not missed
     on_gap:   called with each Gap, besides `gaps`
+    replay:   replay socket of the daemon, for `follow`
 
     `gaps` and `boots` hold what was noticed, oldest first (at most 10,000 each); `received`, `missed`, `repeated`
     and `malformed` count. The first messages after connecting are lost by design of publish and subscribe; a
-    reader that needs every record starts from a stored position and asks for replay.
+    reader that needs every record calls `follow`.
     """
 
     def __init__(
@@ -128,12 +183,16 @@ class Subscriber:
         station: str | None = None,
         *,
         timeout_s: float | None = None,
-        since: dict[str, tuple[int, int]] | None = None,
+        since: Mapping[str, tuple[int, int] | Position] | None = None,
         on_gap: Callable[[Gap], None] | None = None,
+        replay: str | None = None,
     ) -> None:
         self._endpoint = endpoint
+        self._replay = replay
+        self._station = station
         self._topic = f"{RESULT_TOPIC}/".encode() if station is None else topic(RESULT_TOPIC, station)
-        self._position = dict(since or {})
+        self._kept = {name: Position(*where) for name, where in (since or {}).items()}
+        self._position = {name: (where.boot, where.seq) for name, where in self._kept.items()}
         self._boot_ids: dict[str, str] = {}
         self._timeout_s = timeout_s
         self._on_gap = on_gap
@@ -195,6 +254,122 @@ class Subscriber:
             if self._follows(inspection):
                 self.received += 1
                 return inspection
+
+    # --- every record of the journal ----------------------------------------------------------------------------
+
+    def follow(
+        self, keep: Callable[[Batch], None], *, until: Callable[[], bool] | None = None, check_s: float = 1.0
+    ) -> None:
+        """Every record that the journal holds after `since` (without it: from its oldest on), then each new one.
+
+        keep:    stores the records of a batch and its position in one transaction; when it raises, nothing of the
+                 batch counts as kept, the error goes to the caller, and the next call of `follow` begins there
+        until:   asked between two batches and at least every `check_s`; True ends
+        check_s: how often the daemon is asked for what did not arrive, when nothing comes
+
+        At least once, in order by station and boot. With positions that are stored in the records' own transaction,
+        exactly once; `result_id` is a second guard. A result that went out withdrawn (`journaled` false) is handed
+        over when the journal has it, if it ever does: a table kept like this says what the journal says. While the
+        daemon is down this waits. Raises EdgeError when not open or without `replay`.
+        """
+        if self._socket is None or self._replay is None:
+            raise EdgeError("to follow the journal, give the replay endpoint and use `with Subscriber(...)`")
+        with ReplayClient(self._replay) as asker:
+            check_at = time.monotonic()
+            while until is None or not until():
+                if time.monotonic() >= check_at:
+                    self._catch_up(asker, keep)
+                    check_at = time.monotonic() + check_s
+                if self._socket.poll(max(0, round((check_at - time.monotonic()) * 1000))) and not self._live(keep):
+                    self._catch_up(asker, keep)
+
+    def _live(self, keep: Callable[[Batch], None]) -> bool:
+        """Hands over what has arrived as far as it follows; False when a replay must tell what lies between."""
+        ahead: dict[str, Position] = {}
+        records: list[Record] = []
+        complete = True
+        for record in self._arrived():
+            i = record.inspection
+            at = ahead.get(i.station) or self._kept.get(i.station)
+            if at is not None and (at.boot, at.boot_id) == (i.boot, i.boot_id) and i.seq <= at.seq:
+                self.repeated += 1
+            elif at is not None and at == (i.boot, i.seq - 1, i.boot_id) and i.journaled:
+                records.append(record)
+                ahead[i.station] = Position(i.boot, i.seq, i.boot_id)
+            else:
+                complete = False
+        if records:
+            self._hand_over(keep, records, [], ahead)
+        return complete
+
+    def _arrived(self) -> Iterator[Record]:
+        """Messages that wait in the socket, at most some."""
+        assert self._socket is not None
+        for _ in range(_LIVE_AT_ONCE):
+            if not self._socket.poll(0):
+                return
+            frames = self._socket.recv_multipart()
+            try:
+                yield Record(decode_inspection(frames), frames[1])
+            except WireError:
+                self.malformed += 1  # the journal has it, or says that it is gone
+
+    def _catch_up(self, asker: "ReplayClient", keep: Callable[[Batch], None]) -> None:
+        """Asks until the daemon has no more; silence and refusals are met by asking again later."""
+        try:
+            for station in self._stations_to_ask(asker):
+                self._catch_up_station(asker, keep, station)
+        except (NoAnswerError, RefusedError):
+            return
+
+    def _stations_to_ask(self, asker: "ReplayClient") -> list[str]:
+        if self._station is not None:
+            return [self._station]
+        return sorted({*asker.stations(), *self._kept})
+
+    def _catch_up_station(self, asker: "ReplayClient", keep: Callable[[Batch], None], station: str) -> None:
+        while True:
+            at = self._kept.get(station, Position(0, 0))
+            reply = asker.fetch(station, at.boot, at.seq + 1, boot_id=at.boot_id)
+            records, gone = self._unpack(reply)
+            reached = [at.seq, *(r.seq for r in reply.records), *(g.last or 0 for g in reply.gone)]
+            after = Position(at.boot, max(reached), reply.boot_id or at.boot_id)
+            ended = reply.next_seq is None and reply.next_boot is not None
+            if ended and reply.next_boot is not None:
+                after = Position(reply.next_boot, 0)
+            if records or gone:
+                self._hand_over(keep, records, gone, {station: after})
+            elif after.boot:
+                self._kept[station] = after
+            if not ended and reply.next_seq is None:
+                return
+
+    def _unpack(self, reply: ReplayReply) -> tuple[list[Record], list[Gone]]:
+        """A record that cannot be read is told as gone: it must not hold up all that come after it."""
+        records: list[Record] = []
+        gone = [Gone(reply.station, reply.boot, span.first, span.last) for span in reply.gone]
+        for record in reply.records:
+            try:
+                inspection = decode_header(record.header.encode())
+            except WireError:
+                self.malformed += 1
+                gone.append(Gone(reply.station, reply.boot, record.seq, record.seq))
+            else:
+                records.append(Record(inspection, record.header.encode()))
+        return records, sorted(gone, key=lambda span: span.first)
+
+    def _hand_over(
+        self, keep: Callable[[Batch], None], records: list[Record], gone: list[Gone], ahead: Mapping[str, Position]
+    ) -> None:
+        position = self._kept | dict(ahead)
+        keep(Batch(tuple(records), tuple(gone), dict(position)))
+        self._kept = position
+        self.received += len(records)
+        for station, at in ahead.items():
+            self._position[station] = (at.boot, at.seq)
+            self._boot_ids[station] = at.boot_id
+
+    # --- inside -------------------------------------------------------------------------------------------------
 
     def _follows(self, inspection: Inspection) -> bool:
         """Keeps the position, notices what is missing; False for a record that was here before."""
@@ -262,6 +437,48 @@ class _Asker:
             f"{self._endpoint} did not answer within {timeout_s:g} s, and may have acted all the same: ask again with "
             "the same request id"
         )
+
+
+class ReplayClient(_Asker):
+    """Asks for records that the journal holds. `Subscriber.follow` does so by itself.
+
+    with ReplayClient() as replay:
+        print(replay.stations(), replay.fetch("st1", 7, 1).records)
+    """
+
+    def __init__(self, endpoint: str = REPLAY, timeout_s: float = 2.0) -> None:
+        super().__init__(endpoint, timeout_s)
+
+    def __enter__(self) -> "ReplayClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def stations(self) -> tuple[str, ...]:
+        """Stations that the journal knows. Raises RefusedError, NoAnswerError."""
+        return self._request(ReplayRequest(request_id=uuid.uuid4().hex)).stations
+
+    def fetch(
+        self, station: str, boot: int, first: int = 1, last: int | None = None, *, boot_id: str = ""
+    ) -> ReplayReply:
+        """The first records of a range: `next_seq` and `next_boot` say where to go on. Boot 0 asks for the oldest.
+        Raises RefusedError, NoAnswerError."""
+        return self._request(
+            ReplayRequest(
+                request_id=uuid.uuid4().hex, station=station, boot=boot, boot_id=boot_id, first=first, last=last
+            )
+        )
+
+    def _request(self, request: ReplayRequest) -> ReplayReply:
+        for body in self._ask(encode_request(request), None):
+            reply = decode_replay_reply(body)
+            if reply.request_id != request.request_id:
+                continue
+            if not reply.ok:
+                raise RefusedError(reply.reason, reply.message)
+            return reply
+        raise AssertionError("unreachable: _ask ends in NoAnswerError")
 
 
 class TriggerClient(_Asker):

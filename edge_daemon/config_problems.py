@@ -24,7 +24,7 @@ from edge_daemon.errors import EdgeError
 
 Where = tuple[str | int, ...]
 
-_ENDPOINTS = ("results", "images", "status", "triggers", "control")
+_ENDPOINTS = ("results", "images", "status", "triggers", "control", "replay")
 _NAME_RULE = "must be 1 to 64 letters, digits, '_' or '-', the first a letter or digit"
 
 

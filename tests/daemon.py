@@ -41,7 +41,7 @@ class DaemonProcess:
     def __init__(self, folder: Path, config: str, ready: Callable[[dict[str, Any]], bool] | None = None) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        names = ("results", "images", "status", "triggers", "control")
+        names = ("results", "images", "status", "triggers", "control", "replay")
         self.endpoints = {
             name: f"tcp://127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)
         }

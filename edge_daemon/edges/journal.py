@@ -44,6 +44,7 @@ __all__ = [
     "JournalBusyError",
     "JournalDamagedError",
     "JournalStats",
+    "KnownBoot",
     "OutcomeTwiceError",
     "Replay",
     "Seen",
@@ -112,6 +113,14 @@ class Boot:
     previous_closed: bool
     unfinished: list[Intent]
     alarm: str
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBoot:
+    """A boot that this journal has records of, or could have."""
+
+    number: int
+    boot_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +295,9 @@ class Journal:
         self._file: OpenedFile | None = None
         self._reader: sqlite3.Connection | None = None
         self._reading = threading.Lock()
+        # Of its own: no trigger waits until a long replay has been read.
+        self._replayer: sqlite3.Connection | None = None
+        self._replaying = threading.Lock()
         self._writer: threading.Thread | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -301,6 +313,7 @@ class Journal:
             except sqlite3.Error as exc:
                 raise explain(exc, self._path) from exc
             self._reader = open_for_reading(self._path, self._busy_timeout_ms)
+            self._replayer = open_for_reading(self._path, self._busy_timeout_ms)
         except BaseException:
             opened.close()
             raise
@@ -330,6 +343,10 @@ class Journal:
             if self._reader is not None:
                 self._reader.close()
                 self._reader = None
+        with self._replaying:
+            if self._replayer is not None:
+                self._replayer.close()
+                self._replayer = None
         if self._file is not None:
             opened, self._file = self._file, None
             try:
@@ -507,7 +524,7 @@ class Journal:
         with self._wake:
             owed = [w.inspection.seq for w in self._owed if w.inspection.station == station]
             owed += [begin for begin, _ in self._lost.get(station, ())]
-        with self._read() as connection:
+        with self._replay() as connection:
             known = connection.execute("SELECT 1 FROM boot WHERE number = ?", (boot,)).fetchone()
             if not known:
                 return Replay((), ((first, last),), None)
@@ -524,6 +541,18 @@ class Journal:
         if more:
             end = entries[-1].seq
         return Replay(entries, _holes([entry.seq for entry in entries], first, end), end + 1 if more else None)
+
+    def boots(self) -> tuple[KnownBoot, ...]:
+        """Every boot that the journal knows, ascending. Raises JournalError."""
+        with self._replay() as connection:
+            rows = connection.execute("SELECT number, boot_id FROM boot ORDER BY number").fetchall()
+        return tuple(KnownBoot(*row) for row in rows)
+
+    def stations(self) -> tuple[str, ...]:
+        """Every station that has or had records, also of earlier configurations. Raises JournalError."""
+        with self._replay() as connection:
+            rows = connection.execute(_STATIONS).fetchall()
+        return tuple(station for (station,) in rows if station is not None)
 
     def prune(
         self, station: str, boot: int, through_seq: int, on_durable: Callable[[JournalError | None], None] | None = None
@@ -750,13 +779,32 @@ class Journal:
 
     @contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
-        with self._reading:
-            if self._reader is None:
-                raise JournalError(f"the journal {self._path} is not open")
-            try:
-                yield self._reader
-            except sqlite3.Error as exc:
-                raise explain(exc, self._path) from exc
+        with self._reading, self._reading_from(self._reader) as connection:
+            yield connection
+
+    @contextmanager
+    def _replay(self) -> Iterator[sqlite3.Connection]:
+        with self._replaying, self._reading_from(self._replayer) as connection:
+            yield connection
+
+    @contextmanager
+    def _reading_from(self, connection: sqlite3.Connection | None) -> Iterator[sqlite3.Connection]:
+        if connection is None:
+            raise JournalError(f"the journal {self._path} is not open")
+        try:
+            yield connection
+        except sqlite3.Error as exc:
+            raise explain(exc, self._path) from exc
+
+
+# From one station's first index entry to the next one's: a DISTINCT would read every entry of years.
+_STATIONS: Final = """
+WITH RECURSIVE a (station) AS (SELECT min(station) FROM record
+    UNION ALL SELECT (SELECT min(station) FROM record WHERE station > a.station) FROM a WHERE a.station IS NOT NULL),
+b (station) AS (SELECT min(station) FROM gone
+    UNION ALL SELECT (SELECT min(station) FROM gone WHERE station > b.station) FROM b WHERE b.station IS NOT NULL)
+SELECT station FROM a UNION SELECT station FROM b
+"""
 
 
 # --- what the writer writes ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Requests and answers over ROUTER sockets: one for triggers, one for control, each with a thread of its own.
+"""Requests and answers over ROUTER sockets: triggers, control and replay, each with a thread of its own.
 
 Limits and what happens at them: at most `max_outstanding` requests without an answer, more are refused with `busy`;
 the last `remembered` answers are kept for clients that repeat a request; a frame longer than `max_request_bytes`
@@ -17,13 +17,27 @@ import zmq
 
 from edge_daemon.edges.sockets import Secure, Wake, bind
 from edge_daemon.errors import EdgeError, WireError
-from edge_daemon.wire.codec import decode_control_request, decode_trigger_request, encode_request, parse_json
-from edge_daemon.wire.messages import ControlFault, ControlReply, ControlRequest, TriggerReply, TriggerRequest
+from edge_daemon.wire.codec import (
+    decode_control_request,
+    decode_replay_request,
+    decode_trigger_request,
+    encode_request,
+    parse_json,
+)
+from edge_daemon.wire.messages import (
+    ControlFault,
+    ControlReply,
+    ControlRequest,
+    ReplayReply,
+    ReplayRequest,
+    TriggerReply,
+    TriggerRequest,
+)
 
 log = logging.getLogger(__name__)
 
-Q = TypeVar("Q", TriggerRequest, ControlRequest)
-A = TypeVar("A", TriggerReply, ControlReply)
+Q = TypeVar("Q", TriggerRequest, ControlRequest, ReplayRequest)
+A = TypeVar("A", TriggerReply, ControlReply, ReplayReply)
 
 _MOST_FRAMES: Final = 4
 
@@ -51,6 +65,10 @@ def _refuse_control(code: str, message: str) -> ControlReply:
     return ControlReply(ok=False, error=ControlFault(code=code, message=message))
 
 
+def _refuse_replay(code: str, message: str) -> ReplayReply:
+    return ReplayReply(ok=False, reason=code, message=message)
+
+
 TRIGGERS: Final[Dialogue[TriggerRequest, TriggerReply]] = Dialogue(
     "triggers",
     decode_trigger_request,
@@ -59,6 +77,9 @@ TRIGGERS: Final[Dialogue[TriggerRequest, TriggerReply]] = Dialogue(
 )
 CONTROL: Final[Dialogue[ControlRequest, ControlReply]] = Dialogue(
     "control", decode_control_request, lambda q: {"request_id": q.request_id}, _refuse_control
+)
+REPLAY: Final[Dialogue[ReplayRequest, ReplayReply]] = Dialogue(
+    "replay", decode_replay_request, lambda q: {"request_id": q.request_id}, _refuse_replay
 )
 
 
@@ -101,6 +122,7 @@ class RequestServer(Generic[Q, A]):
         max_outstanding: int = 64,
         max_request_bytes: int = 65_536,
         remembered: int = 1_024,
+        high_water_mark: int = 1_000,
         linger_ms: int = 1_000,
         secure: Secure | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
@@ -112,6 +134,7 @@ class RequestServer(Generic[Q, A]):
         self._max_outstanding = max_outstanding
         self._max_request_bytes = max_request_bytes
         self._remembered = remembered
+        self._high_water_mark = high_water_mark
         self._linger_ms = linger_ms
         self._secure = secure
         self._on_fatal = on_fatal
@@ -134,7 +157,7 @@ class RequestServer(Generic[Q, A]):
             self._context,
             zmq.ROUTER,
             self._endpoint,
-            high_water_mark=1_000,
+            high_water_mark=self._high_water_mark,
             max_message_bytes=self._max_request_bytes,
             linger_ms=self._linger_ms,
             secure=self._secure,

@@ -20,6 +20,8 @@ from edge_daemon.wire.messages import (
     JobState,
     Message,
     Part,
+    ReplayReply,
+    ReplayRequest,
     Status,
     TriggerReply,
     TriggerRequest,
@@ -214,7 +216,9 @@ def decode_event(frames: Sequence[bytes]) -> Event:
     return event
 
 
-def encode_request(message: TriggerRequest | TriggerReply | ControlRequest | ControlReply) -> bytes:
+def encode_request(
+    message: TriggerRequest | TriggerReply | ControlRequest | ControlReply | ReplayRequest | ReplayReply,
+) -> bytes:
     """One frame of JSON. Raises WireError when it holds something that JSON does not know."""
     return _dump(message)
 
@@ -237,6 +241,16 @@ def decode_control_request(body: bytes) -> ControlRequest:
 def decode_control_reply(body: bytes) -> ControlReply:
     """Raises WireError."""
     return _load(body, ControlReply)
+
+
+def decode_replay_request(body: bytes) -> ReplayRequest:
+    """Raises WireError."""
+    return _load(body, ReplayRequest)
+
+
+def decode_replay_reply(body: bytes) -> ReplayReply:
+    """The records in it are still text: `decode_header`. Raises WireError."""
+    return _load(body, ReplayReply)
 
 
 def decode_job(result: dict[str, Any] | None) -> JobState:

@@ -14,6 +14,7 @@ STATUS_SCHEMA: Final = "edge-daemon/status/1"
 EVENT_SCHEMA: Final = "edge-daemon/event/1"
 TRIGGER_SCHEMA: Final = "edge-daemon/trigger/1"
 CONTROL_SCHEMA: Final = "edge-daemon/control/1"
+REPLAY_SCHEMA: Final = "edge-daemon/replay/1"
 
 MAX_HEADER_BYTES = 8192
 
@@ -355,3 +356,61 @@ class JobState(Message):
     """0 to 1, null when unknown."""
     result: dict[str, Any] | None = None
     error: ControlFault | None = None
+
+
+class ReplayRequest(Message):
+    """Ask for records of one station and boot that the journal holds, in order."""
+
+    schema_: Annotated[Literal["edge-daemon/replay/1"], Field(alias="schema")] = REPLAY_SCHEMA
+    request_id: RequestId = ""
+    station: Annotated[str, Field(max_length=64)] = ""
+    """Empty: no records, only which stations there are."""
+    boot: Annotated[int, Field(ge=0, le=2**62)] = 0
+    """Number of the boot; 0 for none: the answer says in `next_boot` which is the oldest."""
+    boot_id: Annotated[str, Field(max_length=64)] = ""
+    """Its random id, where it is known: tells a boot of this journal from one with the same number of another."""
+    first: Annotated[int, Field(ge=1, le=2**62)] = 1
+    last: Annotated[int, Field(ge=1, le=2**62)] | None = None
+    """Null: as far as there are any."""
+
+
+class ReplayRecord(Message):
+    """One record of a replay."""
+
+    seq: int
+    result_id: str
+    header: str
+    """The header of the result message, byte for byte as UTF-8 text."""
+
+
+class SeqRange(Message):
+    """Sequence numbers from first to last."""
+
+    first: int
+    last: int | None
+    """Null: nobody knows how far."""
+
+
+class ReplayReply(Message):
+    """Records in order. What has been told on the results socket and nothing that is still to be told."""
+
+    schema_: Annotated[Literal["edge-daemon/replay/1"], Field(alias="schema")] = REPLAY_SCHEMA
+    request_id: str = ""
+    ok: bool
+    station: str = ""
+    boot: int = 0
+    boot_id: str = ""
+    """Empty when the journal does not know the boot."""
+    records: tuple[ReplayRecord, ...] = ()
+    gone: tuple[SeqRange, ...] = ()
+    """What was asked for and exists no more (pruned or lost), between and before these records."""
+    next_seq: int | None = None
+    """Where to go on in this boot; null when this was all that was asked for."""
+    next_boot: int | None = None
+    """The boot after this one; null when this is the daemon's own. To be asked for once `next_seq` is null."""
+    stations: tuple[str, ...] = ()
+    """Stations that the journal knows; only in the answer to a request without a station."""
+    reason: str = ""
+    """Why not: `malformed`, `busy`, `failed`, `stopped`."""
+    message: str = ""
+    """The same for people."""

@@ -10,6 +10,8 @@ from edge_daemon.wire.messages import (
     Inspection,
     JobState,
     Message,
+    ReplayReply,
+    ReplayRequest,
     Status,
     TriggerReply,
     TriggerRequest,
@@ -31,9 +33,14 @@ def message_schemas() -> dict[str, dict[str, Any]]:
         "event": Event,
         "trigger_reply": TriggerReply,
         "control_reply": ControlReply,
+        "replay_reply": ReplayReply,
         "job": JobState,
     }
-    read: dict[str, type[Message]] = {"trigger_request": TriggerRequest, "control_request": ControlRequest}
+    read: dict[str, type[Message]] = {
+        "trigger_request": TriggerRequest,
+        "control_request": ControlRequest,
+        "replay_request": ReplayRequest,
+    }
     schemas = {name: _schema(model, "serialization") for name, model in written.items()}
     return schemas | {name: _schema(model, "validation") for name, model in read.items()}
 

@@ -153,8 +153,8 @@ def script_of(page: Path) -> str:
 
 def environment_for_readers() -> dict[str, str]:
     """As a reader has it, with ports of their own instead of the default ones."""
-    names = ("RESULTS", "IMAGES", "STATUS", "TRIGGERS", "CONTROL")
-    endpoints = {name: f"tcp://127.0.0.1:{port}" for name, port in zip(names, free_ports(5), strict=True)}
+    names = ("RESULTS", "IMAGES", "STATUS", "TRIGGERS", "CONTROL", "REPLAY")
+    endpoints = {name: f"tcp://127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
     own = {f"EDGE_WIRE__{name}": endpoint for name, endpoint in endpoints.items()}
     clients = {f"EDGE_CTL_{name}": endpoint for name, endpoint in endpoints.items()}
     return {**os.environ, **own, **clients, "ALL_READY": _ALL_READY, "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}"}

@@ -104,13 +104,16 @@ def test_defaults_keep_to_this_pc_and_name_no_fallback(tmp_path: Path) -> None:
     assert config.stations["st1"].frame_wait_ms == 800
     assert config.engine.batch_limit("cpu") == 1
     assert config.engine.batch_limit("cuda") == 8
-    endpoints = {name: getattr(config.wire, name) for name in ("results", "images", "status", "triggers", "control")}
+    endpoints = {
+        name: getattr(config.wire, name) for name in ("results", "images", "status", "triggers", "control", "replay")
+    }
     assert endpoints == {
         "results": "tcp://127.0.0.1:5561",
         "images": "tcp://127.0.0.1:5562",
         "status": "tcp://127.0.0.1:5563",
         "triggers": "tcp://127.0.0.1:5564",
         "control": "tcp://127.0.0.1:5565",
+        "replay": "tcp://127.0.0.1:5566",
     }
 
 

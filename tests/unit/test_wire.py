@@ -27,6 +27,10 @@ from edge_daemon.wire.messages import (
     Inspection,
     Message,
     Part,
+    ReplayRecord,
+    ReplayReply,
+    ReplayRequest,
+    SeqRange,
     Status,
     TriggerReply,
     TriggerRequest,
@@ -94,6 +98,21 @@ def golden_messages() -> dict[str, list[bytes]]:
         "control_reply": [
             codec.encode_request(
                 ControlReply(request_id="r2", ok=False, error=ControlFault(code="unknown_command", message="no"))
+            )
+        ],
+        "replay_request": [codec.encode_request(ReplayRequest(request_id="r3", station="st1", boot=7, first=40))],
+        "replay_reply": [
+            codec.encode_request(
+                ReplayReply(
+                    request_id="r3",
+                    ok=True,
+                    station="st1",
+                    boot=7,
+                    boot_id="0123456789abcdef0123456789abcdef",
+                    records=(ReplayRecord(seq=42, result_id="fe" * 16, header='{"schema":"…"}'),),
+                    gone=(SeqRange(first=40, last=41),),
+                    next_boot=8,
+                )
             )
         ],
     }
@@ -405,7 +424,9 @@ def test_values_of_a_wrong_type_are_refused_when_written() -> None:
 
 def test_every_message_has_a_schema_whose_fields_are_those_on_the_wire() -> None:
     schemas = message_schemas()
-    written = {"result": "result_ok"} | {n: n for n in ("image", "status", "event", "trigger_reply", "control_reply")}
+    written = {"result": "result_ok"} | {
+        n: n for n in ("image", "status", "event", "trigger_reply", "control_reply", "replay_reply")
+    }
     for name, golden in written.items():
         frames = golden_messages()[golden]
         header = json.loads(frames[1] if len(frames) > 1 else frames[0])
