@@ -224,9 +224,9 @@ class Daemon:
                 )
                 for camera_name, camera in cameras.items()
             }
-            for view in station.config.views:
-                replayed = cameras[view.camera].simulated and self._config.cameras[view.camera].kind != "simulated"
-                self._health.watch(station, view.name, may_repeat=replayed)
+            for camera_name, camera in cameras.items():
+                replayed = camera.simulated and self._config.cameras[camera_name].kind != "simulated"
+                self._health.watch(station, camera_name, may_repeat=replayed)
             station.attach(
                 self._health.submit,
                 {camera_name: reader.request for camera_name, reader in own.items()},
