@@ -13,7 +13,7 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,8 @@ examples:
   edge-daemon recipes --config edge.toml            what would each station run?
   edge-daemon run --config edge.toml                judge parts until SIGTERM
   edge-daemon schema config > edge.schema.json      for an editor that completes keys
+  edge-daemon cameras --config edge.toml            which cameras answer, and which do not?
+  edge-daemon grab --camera top --config edge.toml --out top.png     what does it see?
   edge-daemon doctor --config edge.toml             why is it slow, or why does it lose frames?
   edge-daemon bench --recipe bottle.recipe --images good/     what can this PC do?
 """
@@ -59,6 +61,17 @@ Looks at the PC for what makes a line slow or lose frames: disk space and the ti
 journal, network cards and socket buffers of cameras, clock, provider and driver, thread pools, CPU governor, rights,
 and everything that `check` looks at. Each finding says what to do. Changes nothing; may run beside the daemon.
   ✗ will hurt    · worth doing    ✓ fine          exit status 1 when anything will hurt"""
+
+_CAMERAS_HELP = """\
+Looks for cameras: GigE Vision on every network of this PC, GenTL producers (of the configuration and of
+$GENICAM_GENTL64_PATH), /dev/video*. Says beside each which [cameras.NAME] table means it and who controls it, then
+which tables found no camera. Opens none, changes nothing; may run beside the daemon, and without a configuration.
+  ✓ answers    ✗ a table whose camera does not    · worth knowing      exit status 1 with any ✗"""
+
+_GRAB_HELP = """\
+Opens one camera as the daemon would, takes one frame, and shows size, times, settings as read back, counters and
+image health, against the limits of the recipe when a station judges it. Refused while the daemon has the camera.
+Exit status 1 when no frame comes, and when the recipe would not judge the picture."""
 
 _ENGINES_HELP = """\
 Which engine searches is measured when the daemon loads a recipe whose kind of bank (rows, dimensions, patches) it
@@ -146,6 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(doctor)
     doctor.set_defaults(run=_doctor)
 
+    _add_cameras(commands)
+
     schema = commands.add_parser("schema", help="JSON Schema of configuration and messages", allow_abbrev=False)
     schema.add_argument("name", nargs="?", help="config, result, image, …; all of them in one object when left out")
     schema.add_argument("--markdown", action="store_true", help="the configuration as a page for people")
@@ -171,6 +186,31 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_store(commands.add_parser("store", help="import and list recipes", allow_abbrev=False))
     return parser
+
+
+def _add_cameras(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    cameras = commands.add_parser(
+        "cameras",
+        help="which cameras answer, and which tables of the configuration mean them",
+        description=_CAMERAS_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    cameras.set_defaults(run=_cameras)
+    grab = commands.add_parser(
+        "grab",
+        help="take one frame with a camera, and look at its health",
+        description=_GRAB_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    grab.add_argument("--camera", required=True, metavar="NAME", help="of a [cameras.NAME] table")
+    grab.add_argument("--out", type=Path, metavar="FILE.png", help="keep the picture, lossless")
+    grab.add_argument("--timeout", type=float, default=5.0, metavar="S", help="longest wait for the frame (default 5)")
+    grab.set_defaults(run=_grab)
+    for parser in (cameras, grab):
+        _add_config(parser)
+        _add_json(parser)
 
 
 def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -310,6 +350,39 @@ def _doctor(arguments: argparse.Namespace) -> int:
     for finding in found:
         print(f"{_MARKS[finding.level]} {finding.topic:<9} {finding.text}")
     return 0 if healthy else 1
+
+
+def _cameras(arguments: argparse.Namespace) -> int:
+    from edge_daemon.camera_tools import listing_text, look
+    from edge_daemon.config import load_config
+
+    notes: tuple[str, ...] = ()
+    try:
+        cameras = dict(load_config(arguments.config, recipes_must_exist=False).cameras)
+    except ConfigError as error:
+        cameras, notes = {}, tuple(error.problems)
+    listing = look(cameras)
+    listing = replace(listing, notes=(*listing.notes, *notes))
+    status = 1 if listing.not_found else 0
+    if arguments.json:
+        _print_json({"config": str(arguments.config), "ok": not status} | asdict(listing))
+    else:
+        print(listing_text(listing))
+    return status
+
+
+def _grab(arguments: argparse.Namespace) -> int:
+    from edge_daemon.camera_tools import grab, grabbed_json, grabbed_text, save
+    from edge_daemon.config import load_config
+
+    seen = grab(load_config(arguments.config, recipes_must_exist=False), arguments.camera, arguments.timeout)
+    if arguments.out is not None:
+        save(seen, arguments.out)
+    if arguments.json:
+        _print_json(grabbed_json(seen, arguments.out))
+    else:
+        print(grabbed_text(seen, arguments.out))
+    return 1 if seen.unhealthy else 0
 
 
 def _bench(arguments: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ state_dir = "state"
 views = [{{ camera = "top", recipe = "missing" }}]
 """
 _SIMULATED = 'kind = "simulated"\nproduct = "cap"'
+_NETWORK_CAMERA = 'kind = "gige"\nserial = "A1"'
 
 
 @pytest.fixture
@@ -158,6 +159,24 @@ def test_the_network_is_nobodys_business_without_cameras_on_it(
 ) -> None:
     same = replace(pc, interfaces=lambda: (card("eth0", "10.0.0.0/16"), card("eth1", "10.0.1.0/24", mtu=1500)))
     assert not [d for d in ask(same) if d.topic == "network"]
+
+
+def test_cards_in_one_subnet_small_packets_and_small_buffers_are_found(
+    ask: Callable[..., list[Diagnosis]], pc: Machine
+) -> None:
+    (pc.proc / "sys/net/core/rmem_max").write_text("212992\n")
+    same = replace(pc, interfaces=lambda: (card("eth0", "10.0.0.0/16"), card("eth1", "10.0.1.0/24", mtu=1500)))
+    found = [d for d in ask(same, camera=_NETWORK_CAMERA) if d.topic == "network"]
+    assert faults(found) == [("network", "error"), ("network", "hint"), ("network", "hint")]
+    assert "eth0" in found[0].text
+    assert "eth1" in found[0].text
+    assert "eth1: MTU 1500" in found[1].text
+    assert "0.2 MB" in found[2].text
+
+
+def test_a_device_that_is_not_there_is_an_error(ask: Callable[..., list[Diagnosis]], pc: Machine) -> None:
+    found = ask(pc, camera='kind = "usb"\ndevice = 3')
+    assert faults([d for d in found if d.topic == "cameras"]) == [("cameras", "error")]
 
 
 @pytest.mark.parametrize(
