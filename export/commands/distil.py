@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130
 
 DESCRIPTION = """\
-Teaches the features of a large network to a small one (under 4 MB and 0.5 GFLOP at 256x256), on any
+Teaches the features of a large network to a small one (under 4 MB and 0.4 GFLOP at 256x256), on any
 folder of photographs; no labels. Needs torch: pip install 'edge-daemon[export]'.
 
   edge-export distil --teacher resnet18 --weights resnet18.safetensors --layers layer2,layer3 \\

@@ -33,19 +33,21 @@ from export.errors import BackboneError, ExportError
 from export.graph import IMAGENET, RawBackbone, Size, cpu_session, raw_backbone, run_session
 from export.make_backbone import write_whole
 from export.torch.cache import SHARD_PICTURES, TeacherCache
+from export.torch.inherit import take_over
 from export.torch.photographs import STATISTICS_STEP, Batches, Photographs, centre_view, read_rgb
-from export.torch.student import Denormalised, Student, multiply_adds, take_over
+from export.torch.student import Denormalised, Student, multiply_adds
 from export.torch.teacher import Teacher, export_graph, normalise
 
 CHECKPOINT_SCHEMA = 1
 STATISTICS_BATCHES = 24
+THINNING_BATCHES = 6
 CACHED_STATISTICS_BATCHES = 128  # they cost a reading each, and neighbours in a cache are of one size
 CARD_SCHEMA = "edge-daemon/model-card/1"
 OUTPUTS = ("stride8", "stride16")
 
 # What the package may ship (the size of a phone picture, a few milliseconds on one core).
 MAX_BYTES = 4_000_000
-MAX_GFLOP = 0.5
+MAX_GFLOP = 0.4
 CARD_SIZE: Size = (256, 256)
 
 # Share of the teacher's total variance that a picture's own is taken for at least: an empty one has none.
@@ -317,22 +319,34 @@ class Distillation:
         if start_from is None and not self.settings.norms:
             raise ExportError("a student without norms begins with another's: give its checkpoint, or train with norms")
         count = STATISTICS_BATCHES if self.cache is None else CACHED_STATISTICS_BATCHES
+        some: list[NDArray[np.uint8]] = []
+
+        def answers(
+            examples: Iterable[tuple[NDArray[np.uint8], tuple[Tensor, ...]]],
+        ) -> Iterator[tuple[Tensor, ...]]:
+            for number, (pictures, features) in enumerate(islice(examples, count)):
+                if number % max(1, count // THINNING_BATCHES) == 0:
+                    some.append(pictures)
+                yield features
+
         with self._examples(STATISTICS_STEP if self.cache is None else 0) as examples:
-            self.channels = channel_statistics(features for _, features in islice(examples, count))
+            self.channels = channel_statistics(answers(examples))
         self._build()
         if start_from is not None:
-            self._begin_with(start_from)
+            self._begin_with(start_from, some)
 
-    def _begin_with(self, start_from: Path) -> None:
+    def _begin_with(self, start_from: Path, some: Sequence[NDArray[np.uint8]]) -> None:
         """Take over the averaged student of another run, its heads turned into units of this run's statistics."""
         state = load_checkpoint(start_from, self.device)
         try:
-            take_over(self.student, state["average"])
+            take_over(self.student, state["average"], [normalise(p, IMAGENET, self.device) for p in some])
             with torch.no_grad():
                 for i, head in enumerate((self.student.head8, self.student.head16)):
                     _change_units(head, state["mean"][i], state["std"][i], self.channels.mean[i], self.channels.std[i])
         except RuntimeError as exc:
-            raise ExportError(f"{start_from} holds another kind of student: {exc}") from exc
+            raise ExportError(
+                f"{start_from} holds another kind of student (a wider one can be taken over with --fold-norms): {exc}"
+            ) from exc
         self.average.load_state_dict(self.student.state_dict())
 
     def _new_student(self) -> Student:

@@ -6,14 +6,14 @@ convolutions: onnxruntime then runs it as plain convolutions on any provider.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 STRIDES = (8, 16)
-_NORM_EPSILON = 1e-5
-_LATER_BLOCKS = ("stage8.3.", "stage16.3.")  # not in students of the first version
+NORM_EPSILON = 1e-5
 
 
 def conv(
@@ -23,7 +23,7 @@ def conv(
     convolution has the bias that a folded norm leaves, and everything keeps its name."""
     parts: list[nn.Module] = [
         nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=not norm),
-        nn.BatchNorm2d(cout, eps=_NORM_EPSILON) if norm else nn.Identity(),
+        nn.BatchNorm2d(cout, eps=NORM_EPSILON) if norm else nn.Identity(),
     ]
     if act:
         parts.append(nn.ReLU(inplace=True))
@@ -47,38 +47,64 @@ class InvertedResidual(nn.Module):
         return x + y if self.skip else y
 
 
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """Hidden channels of a student's inverted residuals, block by block.
+
+    The numbers keep the whole under 0.4 GFLOP at 256 x 256; multiples of 8 fill a processor's registers.
+    """
+
+    stem: int = 56
+    stage8: tuple[int, ...] = (80, 128, 128, 128)
+    stage16: tuple[int, ...] = (152, 256, 256, 256)
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> "Widths":
+        """Read off a student's weights. Raises RuntimeError when they are no student's."""
+        found = {
+            key.removesuffix(".body.2.0.weight"): int(value.shape[1])
+            for key, value in state.items()
+            if key.endswith(".body.2.0.weight")
+        }
+        stages = [tuple(found[name] for name in sorted(found) if name.startswith(s)) for s in ("stage8.", "stage16.")]
+        if "stem.s4b" not in found or not all(stages):
+            raise RuntimeError("these are not the weights of a student")
+        return cls(found["stem.s4b"], *stages)
+
+    def by_block(self) -> dict[str, int]:
+        stages = (("stage8", self.stage8), ("stage16", self.stage16))
+        return {"stem.s4b": self.stem, **{f"{s}.{i}": hidden for s, row in stages for i, hidden in enumerate(row)}}
+
+    def within(self, other: "Widths") -> bool:
+        room = other.by_block()
+        return all(hidden <= room.get(name, 0) for name, hidden in self.by_block().items())
+
+
 class Student(nn.Module):
-    """Features of two teacher layers at stride 8 and 16 for under 0.25 G multiply-adds at 256 x 256.
+    """Features of two teacher layers at stride 8 and 16 for under 0.2 G multiply-adds at 256 x 256.
 
     forward: (N, 3, H, W) float32, ImageNet-normalised, H and W multiples of 16
              -> ((N, C8, H/8, W/8), (N, C16, H/16, W/16)) in units of the teacher's standard deviations
     norms:   train with batch norms (from random weights); without them a step costs little more than half
     """
 
-    def __init__(self, channels: tuple[int, int] = (128, 256), norms: bool = True) -> None:
+    def __init__(
+        self, channels: tuple[int, int] = (128, 256), norms: bool = True, widths: Widths | None = None
+    ) -> None:
         super().__init__()
         self.norms = norms
+        self.widths = widths or Widths()
         self.stem = nn.Sequential(
             OrderedDict(
                 s2=conv(3, 16, 3, 2, norm=norms),
                 s4=conv(16, 32, 3, 2, norm=norms),
-                s4b=InvertedResidual(32, 32, 64, norm=norms),
+                s4b=InvertedResidual(32, 32, self.widths.stem, norm=norms),
             )
         )
         # The wide kernel of the last block at stride 8 sees 87 pixels; layer2 of a ResNet-18 sees 99.
-        self.stage8 = nn.Sequential(
-            InvertedResidual(32, 64, 96, 2, norm=norms),
-            InvertedResidual(64, 64, 160, norm=norms),
-            InvertedResidual(64, 64, 160, norm=norms),
-            InvertedResidual(64, 64, 160, kernel=5, norm=norms),
-        )
+        self.stage8 = _stage(32, 64, self.widths.stage8, (3, 3, 3, 5), norms)
         self.head8 = nn.Conv2d(64, channels[0], 1)
-        self.stage16 = nn.Sequential(
-            InvertedResidual(64, 128, 192, 2, norm=norms),
-            InvertedResidual(128, 128, 320, norm=norms),
-            InvertedResidual(128, 128, 320, norm=norms),
-            InvertedResidual(128, 128, 320, norm=norms),
-        )
+        self.stage16 = _stage(64, 128, self.widths.stage16, (3, 3, 3, 3), norms)
         self.head16 = nn.Conv2d(128, channels[1], 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,33 +113,14 @@ class Student(nn.Module):
         return self.head8(f8), self.head16(f16)
 
 
-def take_over(student: Student, state: Mapping[str, Tensor]) -> None:
-    """Give `student` the function of another one: same weights, norms folded where it has none, and the blocks
-    that earlier versions lack begin as identities. Raises RuntimeError where the two do not fit."""
-    taken = dict(state) if student.norms else fold_norms(state)
-    # What silences a block is the last thing that multiplies: the norm behind its projection, or the projection.
-    last = f"body.2.{1 if student.norms else 0}"
-    for key, value in student.state_dict().items():
-        if key not in taken and key.startswith(_LATER_BLOCKS):
-            silenced = key.endswith((f"{last}.weight", f"{last}.bias"))
-            taken[key] = torch.zeros_like(value) if silenced else value
-    student.load_state_dict(taken)
-
-
-def fold_norms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a student whose batch norms, with the averages they hold, became part of the convolutions."""
-    out: dict[str, Tensor] = {}
-    for key, value in state.items():
-        owner, _, name = key.rpartition(".")
-        layer, _, place = owner.rpartition(".")
-        if place == "0" and name == "weight" and f"{layer}.1.running_var" in state:
-            norm = {n: state[f"{layer}.1.{n}"] for n in ("weight", "bias", "running_mean", "running_var")}
-            gain = norm["weight"] / (norm["running_var"] + _NORM_EPSILON).sqrt()
-            out[key] = value * gain.view(-1, 1, 1, 1)
-            out[f"{owner}.bias"] = norm["bias"] - norm["running_mean"] * gain
-        elif not (place == "1" and f"{owner}.running_var" in state):
-            out[key] = value
-    return out
+def _stage(cin: int, cout: int, widths: Sequence[int], kernels: Sequence[int], norm: bool) -> nn.Sequential:
+    """Inverted residuals, the first of which halves the resolution."""
+    return nn.Sequential(
+        *(
+            InvertedResidual(cout if i else cin, cout, hidden, 1 if i else 2, kernel, norm)
+            for i, (hidden, kernel) in enumerate(zip(widths, kernels, strict=False))
+        )
+    )
 
 
 class Denormalised(nn.Module):

@@ -21,8 +21,9 @@ from export.fuse import fuse  # noqa: E402
 from export.graph import cpu_session, describe_raw, sha256_of  # noqa: E402
 from export.torch import distil, photographs  # noqa: E402
 from export.torch.distil import Distillation, DistilSettings, TeacherCard, export_student  # noqa: E402
+from export.torch.inherit import fold_norms, take_over, thin  # noqa: E402
 from export.torch.photographs import Batches, augment, check_readable, find_photographs  # noqa: E402
-from export.torch.student import fold_norms  # noqa: E402
+from export.torch.student import Widths  # noqa: E402
 from export.torch.teacher import export_graph  # noqa: E402
 
 CARD = TeacherCard("tiny", "1" * 64, ("a", "b"))
@@ -357,16 +358,81 @@ def test_an_older_smaller_student_grows_without_a_change_of_what_it_says(norms):
     smaller.load_state_dict(before.state_dict())
     smaller.stage8, smaller.stage16 = smaller.stage8[:3], smaller.stage16[:3]
     grown = distil.Student((6, 10), norms)
-    distil.take_over(grown, old(before.state_dict()))
+    take_over(grown, old(before.state_dict()))
     x = torch.randn(2, 3, 64, 96, generator=generator)
     with torch.no_grad():
         for want, got in zip(smaller(x), grown.eval()(x), strict=True):
             torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
 
+WIDE = Widths(64, (96, 160, 160), (192, 320, 320))  # of the first version
+
+
+def test_a_wider_student_is_thinned_by_channels_that_say_what_others_say():
+    """Twins: every hidden channel that is to go has its like among those that stay."""
+    generator = torch.Generator().manual_seed(2)
+    own = Widths()
+    small = distil.Student((6, 10), norms=False).eval()
+    wide = distil.Student((6, 10), norms=False, widths=Widths(64, (96, 160, 160, 160), (192, 320, 320, 320))).eval()
+    state = wide.state_dict()
+    for key, value in small.state_dict().items():
+        hidden = state[key].shape[:2] != value.shape[:2]
+        if ".body.2.0.weight" in key and hidden:
+            more = state[key].shape[1] - value.shape[1]
+            state[key] = torch.cat([value, 0.5 * value[:, :more]], 1)
+            state[key][:, :more] *= 0.5
+        elif hidden:
+            state[key] = torch.cat([value, value[: state[key].shape[0] - value.shape[0]]])
+        else:
+            state[key] = value
+    wide.load_state_dict(state)
+    pictures = [torch.randn(2, 3, 128, 128, generator=generator) for _ in range(4)]
+    thinned = distil.Student((6, 10), norms=False).eval()
+    thinned.load_state_dict(thin(wide, own, pictures))
+    x = torch.randn(2, 3, 64, 96, generator=generator)
+    with torch.no_grad():
+        for want, got in zip(wide(x), thinned(x), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-3 * float(want.abs().max()))
+
+
+def test_a_student_of_the_first_version_is_thinned_and_grows_and_says_nearly_the_same():
+    generator = torch.Generator().manual_seed(3)
+    first = distil.Student((6, 10), widths=WIDE).eval()
+    now = distil.Student((6, 10), norms=False)
+    pictures = [torch.randn(2, 3, 64, 64, generator=generator) for _ in range(8)]
+    take_over(now, first.state_dict(), pictures)
+    x = torch.randn(4, 3, 64, 64, generator=generator)
+    with torch.no_grad():
+        for want, got in zip(first(x), now.eval()(x), strict=True):
+            assert (got - want).square().mean() < 0.05 * want.var()
+
+
+def test_a_wider_student_needs_pictures_to_be_thinned_by_and_no_norms():
+    wide = distil.Student((6, 10), widths=WIDE).state_dict()
+    with pytest.raises(RuntimeError, match="no pictures to thin it by"):
+        take_over(distil.Student((6, 10), norms=False), wide)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        take_over(distil.Student((6, 10)), wide, [torch.randn(1, 3, 32, 32)])
+    with pytest.raises(RuntimeError, match="not the weights of a student"):
+        take_over(distil.Student((6, 10)), {"weight": torch.zeros(1)})
+
+
+def test_a_run_can_begin_with_a_wider_student(folder, tmp_path):
+    before = distillation(folder, tmp_path / "a.pt", with_steps(1))
+    before.run(progress=False)
+    state = torch.load(tmp_path / "a.pt", weights_only=True)
+    wide = distil.Student((6, 10), widths=WIDE).state_dict()
+    torch.save({**state, "student": wide, "average": wide}, tmp_path / "wide.pt")
+    folded = DistilSettings(steps=1, batch=2, sizes_px=(32, 48), held_out=0.3, norms=False)
+    after = distillation(folder, tmp_path / "b.pt", folded, start_from=tmp_path / "wide.pt")
+    assert after.student.widths == Widths()
+    with pytest.raises(ExportError, match=r"wide\.pt holds another kind of student .*--fold-norms"):
+        distillation(folder, tmp_path / "c.pt", start_from=tmp_path / "wide.pt")
+
+
 def test_new_blocks_learn_from_the_first_step_on():
     grown = distil.Student((6, 10), norms=False)
-    distil.take_over(grown, old(lively_student(torch.Generator().manual_seed(1)).state_dict()))
+    take_over(grown, old(lively_student(torch.Generator().manual_seed(1)).state_dict()))
     sum(f.square().mean() for f in grown(torch.randn(2, 3, 64, 64))).backward()
     for block in (grown.stage8[3], grown.stage16[3]):
         assert block.body[2][0].weight.grad.abs().max() > 0
@@ -374,10 +440,10 @@ def test_new_blocks_learn_from_the_first_step_on():
 
 def test_a_student_of_another_shape_is_not_taken_over():
     with pytest.raises(RuntimeError, match="size mismatch"):
-        distil.take_over(distil.Student((6, 10)), distil.Student((8, 10)).state_dict())
+        take_over(distil.Student((6, 10)), distil.Student((8, 10)).state_dict())
     folded = fold_norms(distil.Student((6, 10)).state_dict())
     with pytest.raises(RuntimeError, match="issing key"):
-        distil.take_over(distil.Student((6, 10)), folded)
+        take_over(distil.Student((6, 10)), folded)
 
 
 def test_a_run_goes_on_from_another_with_its_norms_folded_and_not_without_another(folder, tmp_path):
