@@ -224,9 +224,9 @@ class Daemon:
                 )
                 for camera_name, camera in cameras.items()
             }
-            for camera_name, camera in cameras.items():
-                replayed = camera.simulated and self._config.cameras[camera_name].kind != "simulated"
-                self._health.watch(station, camera_name, may_repeat=replayed)
+            for view in station.config.views:
+                replayed = cameras[view.camera].simulated and self._config.cameras[view.camera].kind != "simulated"
+                self._health.watch(station, view.name, may_repeat=replayed)
             station.attach(
                 self._health.submit,
                 {camera_name: reader.request for camera_name, reader in own.items()},
@@ -390,12 +390,13 @@ class Daemon:
         self._publisher.publish_image(encode_image(image, blobs))
 
     def _station_status(self, station: Station) -> Status:
-        return station.status(
+        status = station.status(
             self._clock.utc().text,
             (self._clock.monotonic_ns() - self._started_ns) / 1e6,
             self._boot.previous_boot,
             self._boot.last_seq.get(station.name, 0),
         )
+        return status.model_copy(update={"journal_head": self._journal.head})
 
     def _publish_status(self) -> None:
         for station in self._stations.values():

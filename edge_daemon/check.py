@@ -16,7 +16,7 @@ from typing import Literal
 
 from edge_daemon.artefact.store import Store
 from edge_daemon.cameras.base import Camera
-from edge_daemon.cameras.config import CameraConfig, FolderConfig, SimulatedConfig, UsbConfig
+from edge_daemon.cameras.config import CameraConfig, FolderConfig, GenicamConfig, SimulatedConfig, UsbConfig
 from edge_daemon.cameras.open import make_camera
 from edge_daemon.config import Config, ViewConfig, config_digest, load_config
 from edge_daemon.detectors.loading import ReadyRecipe, load_verified
@@ -93,7 +93,7 @@ def check(path: Path, *, open_cameras: bool = False) -> Report:
         config = _despite_missing_recipes(path)
     if config is None:
         return Report(tuple(findings), (), "")
-    ready = dict[str, ReadyRecipe]()
+    ready: _Ready = {}
     findings += _recipes(config, ready)
     findings += _folders(config)
     findings += _ports(config)
@@ -113,8 +113,8 @@ def _despite_missing_recipes(path: Path) -> Config | None:
 # ---------------------------------------------------------------- provider and recipes
 
 
-def _recipes(config: Config, ready: dict[str, ReadyRecipe]) -> Iterator[Finding]:
-    """The provider, then every recipe through the whole load order; those that pass go into `ready` by camera."""
+def _recipes(config: Config, ready: _Ready) -> Iterator[Finding]:
+    """The provider, then every recipe through the whole load order; those that pass go into `ready`."""
     engine = config.engine
     threads = engine.intra_op_threads or physical_cores()
     options = EngineOptions(engine.provider, engine.fallback, threads, engine.embeddings)
@@ -135,7 +135,7 @@ def _recipes(config: Config, ready: dict[str, ReadyRecipe]) -> Iterator[Finding]
         if path is None:
             continue  # said by the check of the configuration
         try:
-            ready[view.camera] = load_verified(path, sessions, engine.search, store.backbone)
+            ready[station, view.name] = load_verified(path, sessions, engine.search, store.backbone)
         except EdgeError as error:
             yield Finding("error", f"stations.{station}: recipe {view.recipe}: {error}")
     yield from (Finding("error", problem) for problem in store.damaged())
@@ -151,21 +151,21 @@ def _recipe_path(store: Store, view: ViewConfig) -> Path | None:
         return None
 
 
-def _summary(config: Config, ready: dict[str, ReadyRecipe]) -> Iterator[CheckedRecipe]:
+def _summary(config: Config, ready: _Ready) -> Iterator[CheckedRecipe]:
     for station, view in _views(config):
-        if view.camera in ready:
-            manifest = ready[view.camera].recipe.manifest
+        if (station, view.name) in ready:
+            manifest = ready[station, view.name].recipe.manifest
             yield CheckedRecipe(
                 station,
-                view.camera,
+                view.name,
                 manifest.name,
                 manifest.version,
                 manifest.self_sha256,
                 manifest.thresholds.lower,
-                ready[view.camera].provider,
+                ready[station, view.name].provider,
                 manifest.provisional,
-                ready[view.camera].choice.engine,
-                ready[view.camera].choice.reason,
+                ready[station, view.name].choice.engine,
+                ready[station, view.name].choice.reason,
             )
 
 
@@ -258,9 +258,19 @@ def _why_no_socket_file(path: Path) -> int | None:
 # ---------------------------------------------------------------- cameras
 
 
-def _cameras(config: Config, ready: dict[str, ReadyRecipe], open_cameras: bool) -> Iterator[Finding]:
+def _cameras(config: Config, ready: _Ready, open_cameras: bool) -> Iterator[Finding]:
+    sizes: dict[str, dict[str, tuple[int, int]]] = {}
+    for station, view in _views(config):
+        if (station, view.name) in ready:
+            size = ready[station, view.name].recipe.manifest.view.frame_size
+            sizes.setdefault(view.camera, {})[view.name] = size
     for name, settings in config.cameras.items():
-        wanted = ready[name].recipe.manifest.view.frame_size if name in ready else None
+        of_views = sizes.get(name, {})
+        if len(set(of_views.values())) > 1:
+            text = ", ".join(f"{view} {size[0]}x{size[1]} px" for view, size in of_views.items())
+            yield Finding("error", f"cameras.{name}: its recipes judge pictures of different sizes ({text})")
+            continue
+        wanted = next(iter(of_views.values()), None)
         problem = _wrong_size(name, _declared_size(settings), wanted) or _camera_problem(
             name, settings, wanted, open_cameras
         )
@@ -288,11 +298,17 @@ def _camera_problem(name: str, settings: CameraConfig, wanted: tuple[int, int] |
         return None
     try:
         camera.open()
-        return _picture_problem(camera, wanted) if look else None
+        return _picture_problem(camera, wanted) if look and not _waits_for_pulses(settings) else None
     except EdgeError as error:
         return f"cameras.{name}: {error}"
     finally:
         camera.close()
+
+
+def _waits_for_pulses(settings: CameraConfig) -> bool:
+    if isinstance(settings, SimulatedConfig):
+        return settings.pulses is not None
+    return isinstance(settings, GenicamConfig) and settings.trigger == "hardware"
 
 
 def _picture_problem(camera: Camera, wanted: tuple[int, int] | None) -> str | None:
@@ -316,7 +332,7 @@ def _wrong_size(name: str, found: tuple[int, int] | None, wanted: tuple[int, int
 # ---------------------------------------------------------------- worth knowing
 
 
-def _hints(config: Config, ready: dict[str, ReadyRecipe]) -> Iterator[Finding]:
+def _hints(config: Config, ready: _Ready) -> Iterator[Finding]:
     used = {view.camera for _, view in _views(config)}
     for name in config.cameras.keys() - used:
         yield Finding("hint", f"cameras.{name}: belongs to no station and will not be opened")
@@ -325,7 +341,7 @@ def _hints(config: Config, ready: dict[str, ReadyRecipe]) -> Iterator[Finding]:
         if config.stations[station].mode == "production" and kind in ("simulated", "folder"):
             text = f"stations.{station}: judges pictures of a {kind} camera; its results say so and release no part"
             yield Finding("hint", text)
-        if view.camera in ready and ready[view.camera].recipe.manifest.provisional:
+        if (station, view.name) in ready and ready[station, view.name].recipe.manifest.provisional:
             text = f"stations.{station}: recipe {view.recipe} is provisional: its threshold rests on too few pictures"
             yield Finding("hint", text)
     threads, cores = config.engine.intra_op_threads, physical_cores()

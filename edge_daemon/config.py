@@ -173,18 +173,50 @@ class ImagesConfig(Section):
 
 
 class ViewConfig(Section):
-    """One camera's look at the part, and what judges it."""
+    """One look at the part, and what judges it."""
 
     camera: str
-    """Name of a `[cameras.NAME]` table. A camera belongs to one view of one station."""
+    """Name of a `[cameras.NAME]` table. A camera belongs to one station."""
+    exposure: Annotated[Count, Field(ge=1, le=16)] = 1
+    """Which of several exposures of the same part this is, where one camera takes more than one (with another light,
+    say): one view each, `exposure = 1`, `2`, … in the order they are taken."""
+    view: TableName | None = None
+    """Name of the view in results. By default the camera's, and `top#2` for the second exposure of `top`."""
     recipe: Annotated[str, Field(min_length=1, max_length=4096)]
     """A recipe of the store: `bottle` (the newest), `bottle@VERSION` or `bottle@DIGEST`; or the path of a
     `.recipe` file or folder, relative to this file, written with a `/` or ending in `.recipe`."""
 
     @property
+    def name(self) -> str:
+        """Name of the view in results."""
+        return self.view or default_view_name(self.camera, self.exposure)
+
+    @property
     def recipe_path(self) -> Path | None:
         """The recipe's path, or None when it is a name in the store."""
         return Path(self.recipe) if is_recipe_path(self.recipe) else None
+
+
+class HardwareConfig(Section):
+    """What the plant states about pulses on a wire; for `trigger = "hardware"`. Numbers that are too narrow or too wide
+    cost parts, which fail; they never give a part another one's verdict. Times are in milliseconds."""
+
+    earliest_ms: Annotated[Number, Field(ge=-60_000, le=60_000)] = -50
+    """The exposure begins at the earliest this long after its announcement reached this PC; negative for
+    announcements that may come after their pulse."""
+    latest_ms: Annotated[Number, Field(ge=-60_000, le=60_000)] = 100
+    """The exposure begins at the latest this long after its announcement. Two parts must be further apart than
+    `latest_ms - earliest_ms`: within that time nothing tells them apart, and both fail."""
+    shortest_delay_ms: Annotated[Number, Field(ge=0, le=60_000)] = 0
+    """From the start of an exposure to the complete frame on this PC, at least: the exposure time itself, say."""
+    longest_delay_ms: Annotated[Number, Field(ge=0, le=60_000)] = 300
+    """From the start of an exposure to the complete frame on this PC, at most: exposure, transfer, a busy network.
+    A result waits for `latest_ms + longest_delay_ms` (and what `earliest_ms` is below zero) after its announcement,
+    because until then a second frame could turn up. Where the camera has no clock that this PC can relate to its own,
+    two parts must be further apart by the difference to `shortest_delay_ms` too."""
+    quiet_ms: Annotated[Number, Field(ge=700, le=60_000)] = 1_500
+    """After a doubt the station takes no triggers until neither an announcement nor a frame came for this long. At
+    least the time that a result waits, and longer than any frame is ever late."""
 
 
 class StationConfig(Section):
@@ -194,9 +226,13 @@ class StationConfig(Section):
     """The views of one part: `[{ camera = "top", recipe = "bottle" }]`. The worst view rules."""
     mode: Mode = "production"
     """What the results are for; only `production` results may release a part."""
-    trigger: Literal["software", "free_run"] = "software"
-    """`software`: one inspection for each request on the trigger socket. `free_run`: one for each frame
-    that the camera delivers; for a single view, since nothing says which frames of two show one part."""
+    trigger: Literal["software", "hardware", "free_run"] = "software"
+    """`software`: one inspection for each request on the trigger socket, which makes the cameras expose. `hardware`: a
+    pulse on a wire makes them expose, and the request announces it; for cameras that count their exposures.
+    `free_run`: one inspection for each frame that the camera delivers; for a single view, since nothing says which
+    frames of two show one part."""
+    hardware: HardwareConfig = HardwareConfig()
+    """When pulses and their frames may come; for `trigger = "hardware"`."""
     deadline_ms: Annotated[Number, Field(gt=0, le=600_000)] = 1_000
     """Longest time from trigger to verdict, in milliseconds. A later verdict is `Failed`, reason `late`.
     Shorter than the way from camera to reject gate."""
@@ -258,6 +294,11 @@ class _Environment(Config, BaseSettings):
     """The same keys, read from the environment."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__")
+
+
+def default_view_name(camera: str, exposure: int) -> str:
+    """`top` for the first exposure of camera `top`, `top#2` for the second."""
+    return camera if exposure == 1 else f"{camera}#{exposure}"
 
 
 def is_recipe_path(reference: str) -> bool:
@@ -367,6 +408,8 @@ def _anchor_paths(raw: Table, base: Path) -> None:
             anchor(camera, "producer")
         elif camera.get("kind") in ("folder", "video"):
             anchor(camera, "path")
+        elif camera.get("kind") == "simulated":
+            anchor(camera, "pulses")
     for station in _tables(raw.get("stations")):
         for view in _items(station.get("views")):
             if isinstance(view.get("recipe"), str) and is_recipe_path(view["recipe"]):

@@ -19,7 +19,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from edge_daemon.config import ENV_PREFIX, FOREIGN_VARIABLES, Table, WireConfig, is_recipe_path
+from edge_daemon.config import (
+    ENV_PREFIX,
+    FOREIGN_VARIABLES,
+    HardwareConfig,
+    Table,
+    WireConfig,
+    default_view_name,
+    is_recipe_path,
+)
 from edge_daemon.errors import EdgeError
 
 Where = tuple[str | int, ...]
@@ -231,6 +239,9 @@ def that_do_not_fit(raw: Table) -> list[Problem]:
         *_fallbacks(raw),
         *_taken_names(raw),
         *_cameras_of_stations(raw),
+        *_exposures(raw),
+        *_pulses(raw),
+        *_pulse_times(raw),
         *_shared_sources(raw),
         *_timing(raw),
     ]
@@ -281,10 +292,116 @@ def _cameras_of_stations(raw: Table) -> list[Problem]:
             found.append(
                 Problem(where, f"there is no [cameras.{camera}]{_hint(camera, cameras)}; {_there_are(cameras)}")
             )
-        elif camera in first_user:
+        elif first_user.get(camera, station) != station:
             found.append(Problem(where, f"camera '{camera}' already belongs to station '{first_user[camera]}'"))
         first_user.setdefault(camera, station)
     return found
+
+
+def _exposures(raw: Table) -> list[Problem]:
+    """Several exposures of one camera are numbered, and every view has a name of its own."""
+    found = []
+    of_camera: dict[tuple[str, str], list[tuple[int, object]]] = defaultdict(list)
+    names: dict[tuple[str, str], tuple[str, object]] = {}
+    for station, index, view in _views(raw):
+        camera, exposure = view.get("camera"), view.get("exposure", 1)
+        if not isinstance(camera, str) or not isinstance(exposure, int):
+            continue
+        of_camera[station, camera].append((index, exposure))
+        name = str(view.get("view") or default_view_name(camera, exposure))
+        if names.setdefault((station, name), (camera, exposure)) != (camera, exposure):
+            found.append(Problem(("stations", station, "views", index, "view"), f"there are two views named '{name}'"))
+    for (station, camera), views in of_camera.items():
+        numbers = [number for _, number in views]
+        where: Where = ("stations", station, "views", views[-1][0], "exposure")
+        if sorted(map(str, numbers)) != sorted(str(n + 1) for n in range(len(numbers))):
+            text = f"camera '{camera}' has {len(numbers)} views here; number their exposures 1 to {len(numbers)}"
+            found.append(Problem(where, f"{text}, each once" if len(numbers) > 1 else f"{text}, or leave it out"))
+    return found
+
+
+def _pulses(raw: Table) -> list[Problem]:
+    """Pulses on a wire need a camera that they trigger, that counts, and that exposes once for each."""
+    cameras, found = _table(raw, "cameras"), []
+    for station, index, view in _views(raw):
+        name, camera = view.get("camera"), _table(cameras, str(view.get("camera")))
+        kind, hardware = camera.get("kind"), _table(raw, "stations")[station].get("trigger") == "hardware"
+        wants, where = _camera_trigger(camera), ("stations", station, "views", index, "camera")
+        if hardware and kind in _UNCOUNTED:
+            found.append(
+                Problem(
+                    where,
+                    f"'hardware' needs a camera that counts its exposures (gige, gentl); '{name}' is {_article(kind)}, "
+                    "and a lost picture could not be told from a late one",
+                )
+            )
+        elif hardware and kind in _COUNTING and wants != "hardware":
+            key = "pulses" if kind == "simulated" else 'trigger = "hardware"'
+            found.append(Problem(where, f"no pulse triggers camera '{name}': give [cameras.{name}] {key}"))
+        elif not hardware and wants == "hardware":
+            text = f"camera '{name}' is triggered by pulses; give the station `trigger = \"hardware\"` too"
+            found.append(Problem(where, text))
+        if hardware and view.get("exposure", 1) != 1:
+            found.append(
+                Problem(
+                    ("stations", station, "views", index, "exposure"),
+                    "several exposures of one camera need software triggers: one announcement stands for one pulse, "
+                    "and which of two pulses a lost picture belonged to could not be told",
+                )
+            )
+    return found
+
+
+_COUNTING = ("gige", "gentl", "simulated")
+_UNCOUNTED = ("folder", "video", "usb", "rtsp")
+
+
+def _article(kind: object) -> str:
+    return {"usb": "a USB camera", "rtsp": "a network stream", "video": "a video"}.get(str(kind), f"a {kind}")
+
+
+def _camera_trigger(camera: Table) -> object:
+    if camera.get("kind") == "simulated":
+        return "hardware" if camera.get("pulses") is not None else "software"
+    return camera.get("trigger", "software") if camera.get("kind") in _COUNTING else None
+
+
+def _pulse_times(raw: Table) -> list[Problem]:
+    found = []
+    for name, station in _table(raw, "stations").items():
+        if not isinstance(station, dict):
+            continue
+        written, where = station.get("hardware"), ("stations", name, "hardware")
+        if station.get("trigger") != "hardware":
+            if isinstance(written, dict):
+                text = 'has a meaning only with `trigger = "hardware"`; set that, or remove this table'
+                found.append(Problem(where, text))
+            continue
+        table = written if isinstance(written, dict) else {}
+        found += [Problem((*where, key), text) for key, text in _times_that_cannot_be(station, table)]
+    return found
+
+
+def _times_that_cannot_be(station: Table, table: Table) -> Iterable[tuple[str, str]]:
+    """(key, what is wrong); a number that is none has been said already, and NaN compares with nothing."""
+    ms = {key: _number(table.get(key, field.default)) for key, field in HardwareConfig.model_fields.items()}
+    if ms["earliest_ms"] > ms["latest_ms"]:
+        yield "latest_ms", f"{ms['latest_ms']:g} lies before earliest_ms, {ms['earliest_ms']:g}"
+    if ms["shortest_delay_ms"] > ms["longest_delay_ms"]:
+        yield "longest_delay_ms", f"{ms['longest_delay_ms']:g} is less than shortest_delay_ms"
+    gives_up = ms["latest_ms"] + ms["longest_delay_ms"] + max(0.0, -ms["earliest_ms"])
+    if ms["quiet_ms"] < gives_up:
+        text = "a part would still wait for its frame when the silence is over: make it longer"
+        yield "quiet_ms", f"{ms['quiet_ms']:g} is less than the {gives_up:g} ms after which a part is given up; {text}"
+    deadline = _number(station.get("deadline_ms", 1_000))
+    wait = _number(station.get("frame_timeout_ms", 0.8 * deadline))
+    if gives_up > wait:
+        text = "make latest_ms or longest_delay_ms smaller, or the deadline longer"
+        yield (
+            "longest_delay_ms",
+            f"a result waits for {gives_up:g} ms (latest_ms + longest_delay_ms, and what earliest_ms is below zero); "
+            f"with a deadline of {deadline:g} ms a frame must be there after {wait:g} ms: {text}",
+        )
 
 
 def _there_are(cameras: Sequence[str]) -> str:

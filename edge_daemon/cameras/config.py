@@ -104,6 +104,9 @@ class SimulatedConfig(CameraTable):
     """Frames a second when it runs free; 0 for as fast as they are asked for. Without effect on triggers."""
     exposure_ms: Annotated[Number, Field(ge=0, le=10_000)] = 0.0
     """Time from trigger to complete frame, in milliseconds; the time that rendering takes comes on top."""
+    pulses: Path | None = None
+    """A hardware trigger: the path of a Unix datagram socket that the camera makes. Each datagram is a pulse: the
+    index of the part that lies there, and, after a space, when it was given (monotonic clock, nanoseconds)."""
     faults: Annotated[tuple[Fault, ...], Field(max_length=10_000)] = ()
     """Scripted faults, to see what the line does: `[{ frame = 7, action = "drop" }]`."""
     isolated: bool = False
@@ -113,6 +116,8 @@ class SimulatedConfig(CameraTable):
     def _size_can_be_rendered(self) -> Self:
         if max(self.size) > LARGEST_RATIO * min(self.size):
             raise ValueError(f"the longer side of size may be {LARGEST_RATIO} times the shorter, not more")
+        if self.pulses is not None and self.rate_hz:
+            raise ValueError("pulses trigger this camera, so rate_hz has no meaning; leave one of them out")
         if not self.isolated and any(fault.action in ("crash", "freeze") for fault in self.faults):
             raise ValueError("crash and freeze happen to a camera's process; give the camera `isolated = true`")
         return self

@@ -11,11 +11,12 @@ BUFFERED_FRAMES = 4
 @dataclass(frozen=True, slots=True)
 class Exposure:
     """One exposure: the index of its picture, when it is complete, and the trigger (from 1) that asked for it,
-    0 when the camera ran free."""
+    0 when the camera ran free. part: index of the part that lies there, where a pulse says so."""
 
     index: int
     complete_ns: int
     trigger: int
+    part: int | None = None
 
 
 class Exposures:
@@ -49,6 +50,10 @@ class Exposures:
         self._triggers += 1
         self._pending = Exposure(self._next_index, now_ns + self._exposure_ns, self._triggers)
         self._next_index += 1
+
+    def pulse(self, part: int, at_ns: int) -> Exposure:
+        """A pulse on a wire: the next picture, of that part. Nothing else is ever exposed then."""
+        return Exposure(self._next_index, at_ns + self._exposure_ns, 0, part)
 
     def next(self, now_ns: int, draining: bool) -> Exposure | None:
         """The exposure to fetch next, complete or not yet; None when nobody asked for one. Draining asks for

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edge_daemon.cameras.base import FrameLost, Past
 from edge_daemon.cameras.config import Fault, SimulatedConfig
 from edge_daemon.cameras.exposures import Exposure, Exposures
+from edge_daemon.cameras.pulses import Pulses
 from edge_daemon.cameras.waiting import Clock, Pause, Waiter
 from edge_daemon.core.frame import Frame
 from edge_daemon.errors import CameraError
@@ -55,6 +56,7 @@ class SimulatedCamera:
         self._exposure_ns = round(config.exposure_ms * 1e6)
         first_index = max(config.first_index, past.frames)
         self._exposures = Exposures(first_index, config.rate_hz, self._exposure_ns, past.triggers)
+        self._pulses = Pulses(name, config.pulses) if config.pulses is not None else None
         self._faults = _Faults(config.faults)
         self._end_process = end_process
         self._scene: Scene | None = None
@@ -78,7 +80,7 @@ class SimulatedCamera:
 
     @property
     def waits_for_host(self) -> bool:
-        return self._config.rate_hz == 0
+        return self._config.rate_hz == 0 and self._pulses is None
 
     def open(self) -> None:
         """Prepare the scene, once in the camera's life (some tenths of a second). Raises CameraError."""
@@ -88,6 +90,8 @@ class SimulatedCamera:
         if self._unreachable_until_ns is not None and now_ns < self._unreachable_until_ns:
             raise CameraError(f"camera {self._name}: cannot be reached (scripted); the daemon tries again")
         self._unreachable_until_ns = None
+        if self._pulses is not None:
+            self._pulses.open()
         self._scene = self._scene or Scene(self._config.product, self._config.size)
         self._waiter.start()
         self._exposures.restart()
@@ -97,6 +101,8 @@ class SimulatedCamera:
 
     def close(self) -> None:
         self._waiter.stop()
+        if self._pulses is not None:
+            self._pulses.close()
         self._is_open = False
 
     def check(self, timeout_ns: int) -> None:  # noqa: ARG002  # answers at once
@@ -114,6 +120,11 @@ class SimulatedCamera:
 
     def trigger(self) -> None:
         self._require_open()
+        if self._pulses is not None:
+            raise CameraError(
+                f"camera {self._name}: is triggered by pulses and cannot be triggered by software; give its station a "
+                "hardware trigger"
+            )
         self._exposures.trigger(self._waiter.now_ns)
 
     def grab(self, timeout_ns: int) -> Frame | None:
@@ -122,8 +133,8 @@ class SimulatedCamera:
             return self._ready.popleft()
         deadline_ns = self._waiter.now_ns + timeout_ns
         while True:
-            exposure = self._exposures.next(self._waiter.now_ns, draining=timeout_ns <= 0)
-            if exposure is None or exposure.complete_ns > deadline_ns:
+            exposure = self._next(deadline_ns, draining=timeout_ns <= 0)
+            if exposure is None or (exposure.complete_ns > deadline_ns and exposure.part is None):
                 self._waiter.until(deadline_ns)
                 self._require_open()
                 return None
@@ -131,6 +142,17 @@ class SimulatedCamera:
             fault = self._faults.of(exposure)
             if (frame := self._exposed(exposure, fault)) is not None:
                 return frame
+
+    def _next(self, deadline_ns: int, draining: bool) -> Exposure | None:
+        """The exposure to fetch next; one that a pulse began is fetched to its end."""
+        if self._pulses is None:
+            return self._exposures.next(self._waiter.now_ns, draining)
+        while True:
+            pulse = self._pulses.next((deadline_ns - self._waiter.now_ns) / 1e9)
+            if pulse is not None:
+                return self._exposures.pulse(pulse.part, pulse.at_ns or self._waiter.now_ns)
+            if self._waiter.now_ns >= deadline_ns or not self._is_open:
+                return None
 
     # -- what comes of an exposure -------------------------------------------------------------------
 
@@ -140,7 +162,8 @@ class SimulatedCamera:
             self._waiter.until(exposure.complete_ns)
             self._fail(exposure.index + 1, fault)
             return None
-        pixels = self._require_open().part(self._config.seed, exposure.index, self._truth.truth(exposure.index)).pixels
+        part = exposure.index if exposure.part is None else exposure.part
+        pixels = self._require_open().part(self._config.seed, part, self._truth.truth(part)).pixels
         if fault is not None and fault.action == "hang":
             self._waiter.until(self._waiter.now_ns + round(fault.seconds * 1e9))
         self._waiter.until(exposure.complete_ns)

@@ -33,7 +33,7 @@ class BindFault(Enum):
     STRAY = "a frame came that nobody announced"
     CLOCK = "the camera's clock contradicts the arrival of a frame"
     OUT_OF_STEP = "after a doubt, silence must come first"
-    STREAM = "the camera was lost"
+    STREAM = "the camera's stream began anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,8 @@ class FrameBinder(Generic[FrameT]):
     """When the stream began; like any doubt, that must be followed by silence."""
     _announced: "deque[_Announcement]" = field(default_factory=deque)
     _waiting: "deque[_Waiting[FrameT]]" = field(default_factory=deque)
+    last_doubt: BindFault | None = None
+    """Why it was out of step last."""
     _in_step: bool = False
     _reference: tuple[int, int] | None = None  # (ordinal, count) of the last bound frame; None right after silence
     _first: int = 0  # ordinal of the first announcement after silence
@@ -292,7 +294,7 @@ class FrameBinder(Generic[FrameT]):
 
     def _doubt(self, concerned: list[_Announcement], fault: BindFault) -> list[Decision[FrameT]]:
         """Out of step: those concerned fail, and with them all that is not yet confirmed."""
-        self._in_step, self._reference = False, None
+        self._in_step, self._reference, self.last_doubt = False, None, fault
         decisions: list[Decision[FrameT]] = []
         for announcement in self._announced:
             named = announcement in concerned

@@ -8,6 +8,7 @@ from enum import IntEnum, StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_daemon.core.align import Pose
 from edge_daemon.core.geometry import Box
 
 
@@ -55,6 +56,11 @@ class Reason(StrEnum):
     NO_FRAME = "no_frame"
     CAMERA = "camera"
     FRAME_SIZE = "frame_size"
+    # A pulse on a wire: nobody can say which part a picture shows; see `core.binding`.
+    TRIGGER_AMBIGUOUS = "trigger_ambiguous"
+    TRIGGER_COUNT = "trigger_count"
+    CAMERA_CLOCK = "camera_clock"
+    OUT_OF_STEP = "out_of_step"
     MISSING_VIEW = "missing_view"
     SCORE_NOT_FINITE = "score_not_finite"
     BETWEEN_THRESHOLDS = "between_thresholds"
@@ -67,6 +73,7 @@ class Reason(StrEnum):
     HEALTH_SHIFT = "health_shift"
     HEALTH_CONTRAST = "health_contrast"
     HEALTH_NOISE = "health_noise"
+    NOT_LOCATED = "not_located"  # the part was not found where the recipe looks for it; see `core.align`
     JOB_MISMATCH = "job_mismatch"
     ENGINE = "engine"
     JOURNAL = "journal"
@@ -175,7 +182,9 @@ class Evidence:
     boxes: largest peaks first, full-frame pixels; map_kind: of `shown_map`: `exact`, or `upper_bound` outside
     boxes; anomaly_map: makes the exact (H, W) float32 map at model size, raw distance units, when somebody
     wants it, which may take a search of its own; shown_map: makes the one that is published, from what the
-    judgement already knows; exact_searches: patches whose nearest row had to be searched exactly.
+    judgement already knows; exact_searches: patches whose nearest row had to be searched exactly; pose: how the
+    part lay, None where it was not looked for: maps are of the aligned picture, boxes of the frame itself;
+    boxes_below_minimum: boxes left out because they are smaller than what counts.
     """
 
     score: float
@@ -185,3 +194,5 @@ class Evidence:
     anomaly_map: Callable[[], NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
     shown_map: Callable[[], NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
     exact_searches: int = field(default=0, compare=False)
+    pose: Pose | None = None
+    boxes_below_minimum: int = 0

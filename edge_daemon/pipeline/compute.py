@@ -51,7 +51,7 @@ class _GoldenExtracted:
     """The same of a golden sample of an idle station; error: what the model said instead."""
 
     station: Station
-    camera: str
+    view: str
     ready: ReadyRecipe
     golden: Golden
     begun_ns: int
@@ -131,8 +131,8 @@ class Compute:
 
     def _fail(self, works: Sequence[Work], reason: Reason) -> None:
         for work in works:
-            if work.camera not in work.inspection.outcomes:
-                work.station.view_done(work.inspection, work.camera, ViewOutcome.failed(reason, work.frame))
+            if work.view not in work.inspection.outcomes:
+                work.station.view_done(work.inspection, work.view, ViewOutcome.failed(reason, work.frame))
 
     def _defect(self, works: Sequence[Work], error: Exception) -> None:
         """A defect of the program: fail these parts, judge nothing more, stop loudly."""
@@ -214,15 +214,10 @@ class Compute:
         """One golden sample of each station that has waited long enough, as long as all of them are idle."""
         for station in self._stations:
             now = self._clock.monotonic_ns()
-            camera, recipes = station.golden_due(now), station.recipes
-            if (
-                camera is None
-                or recipes is None
-                or not self._to_model.empty()
-                or station.name in self._golden_under_way
-            ):
+            view, recipes = station.golden_due(now), station.recipes
+            if view is None or recipes is None or not self._to_model.empty() or station.name in self._golden_under_way:
                 continue
-            ready = recipes.views[camera]
+            ready = recipes.views[view]
             golden = ready.recipe.golden[self._golden_turn % len(ready.recipe.golden)]
             self._golden_turn += 1
             features, failure = None, None
@@ -234,7 +229,7 @@ class Compute:
                 self._defect([], error)
                 return
             self._golden_under_way.add(station.name)
-            self._to_search.put(_GoldenExtracted(station, camera, ready, golden, now, features, failure))
+            self._to_search.put(_GoldenExtracted(station, view, ready, golden, now, features, failure))
 
     # -- the thread of the search --------------------------------------------------------------------
 
@@ -269,7 +264,7 @@ class Compute:
         self._time_judgement(evidence, detector.thresholds, (judged - begun) * 1e3)
         judged_ns = self._clock.monotonic_ns()
         outcome = ViewOutcome(verdict, work.frame, evidence, extracted.model_ns, extracted.features_ns, judged_ns)
-        work.station.view_done(work.inspection, work.camera, outcome)
+        work.station.view_done(work.inspection, work.view, outcome)
         self._stages.add("record", (time.perf_counter() - judged) * 1e3)
 
     def _time_judgement(self, evidence: Evidence, thresholds: Thresholds, ms: float) -> None:
@@ -291,7 +286,7 @@ class Compute:
         except Exception as failure:
             self._defect([], failure)
             return
-        sample.station.golden_done(sample.camera, self._clock.monotonic_ns() - sample.begun_ns, error)
+        sample.station.golden_done(sample.view, self._clock.monotonic_ns() - sample.begun_ns, error)
         self._golden_under_way.discard(sample.station.name)
 
 
@@ -306,4 +301,4 @@ def _recipe(work: Work) -> ReadyRecipe:
     recipes = work.inspection.recipe_set
     if recipes is None:
         raise EdgeError(f"station {work.station.name} has no recipe set")
-    return recipes.views[work.camera]
+    return recipes.views[work.view]

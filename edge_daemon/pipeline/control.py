@@ -176,7 +176,7 @@ class ControlDesk:
     def _list_recipes(self) -> dict[str, Any]:
         stored = self._recipes.store.list()
         active = {
-            name: {camera: ready.recipe.digest for camera, ready in live.views.items()}
+            name: {view: ready.recipe.digest for view, ready in live.views.items()}
             for name, station in self._stations.items()
             if (live := station.recipes) is not None
         }
@@ -212,16 +212,16 @@ class ControlDesk:
         )
 
     def _activate(self, args: Mapping[str, Any]) -> str:
-        """args: station, and `recipe` (for all views) or `recipes` {camera: reference}."""
+        """args: station, and `recipe` (for all views) or `recipes` {view: reference}."""
         station = self._station(args)
-        references = args.get("recipes") or dict.fromkeys(station.cameras, args.get("recipe"))
+        references = args.get("recipes") or dict.fromkeys(station.views, args.get("recipe"))
         if not isinstance(references, dict) or not all(isinstance(r, str) and r for r in references.values()):
             raise RefusedCommandError(
-                "malformed", "name the recipe, or recipes by camera, each as NAME, NAME@VERSION or NAME@DIGEST"
+                "malformed", "name the recipe, or recipes by view, each as NAME, NAME@VERSION or NAME@DIGEST"
             )
-        if set(references) != set(station.cameras):
+        if set(references) != set(station.views):
             raise RefusedCommandError(
-                "malformed", f"name one recipe for each camera of the station: {', '.join(station.cameras)}"
+                "malformed", f"name one recipe for each view of the station: {', '.join(station.views)}"
             )
         paths = [r for r in references.values() if is_recipe_path(r)]
         if paths:
@@ -231,7 +231,7 @@ class ControlDesk:
         return self._start_job("activate", lambda: self._do_activate(station, references))
 
     def _do_activate(self, station: Station, references: Mapping[str, str]) -> dict[str, Any]:
-        digests = {camera: self._recipes.resolve(reference, None) for camera, reference in references.items()}
+        digests = {view: self._recipes.resolve(reference, None) for view, reference in references.items()}
         live = self._recipes.activate(station.name, digests)
         station.activate(live)
         used = [s.recipes for s in self._stations.values()]

@@ -49,7 +49,7 @@ _ADVICE: Mapping[Reason, str] = {
 
 @dataclass(slots=True)
 class _View:
-    """What is remembered of one camera at one station. Touched by the camera's reader alone.
+    """What is remembered of one view of one station. Touched by its camera's reader alone.
 
     recipe: digest of the one that limits and charts are of; recent: fingerprints of the last frames.
     """
@@ -76,9 +76,9 @@ class HealthDesk:
         self._views: dict[tuple[str, str], _View] = {}
         self._stages = Stages()
 
-    def watch(self, station: Station, camera: str, may_repeat: bool) -> None:
-        """Expect frames of that camera. may_repeat: it replays pictures, which may be the same one twice."""
-        self._views[station.name, camera] = _View(may_repeat)
+    def watch(self, station: Station, view: str, may_repeat: bool) -> None:
+        """Expect frames of that view. may_repeat: it replays pictures, which may be the same one twice."""
+        self._views[station.name, view] = _View(may_repeat)
 
     def submit(self, work: Work) -> None:
         """Look at one frame, in this thread, and pass it on when it is healthy."""
@@ -86,7 +86,7 @@ class HealthDesk:
         try:
             found = self._look(work)
         except Exception as error:  # a defect of the program: nobody knows whether this picture can be judged
-            work.station.view_done(work.inspection, work.camera, ViewOutcome.failed(Reason.ENGINE, work.frame))
+            work.station.view_done(work.inspection, work.view, ViewOutcome.failed(Reason.ENGINE, work.frame))
             self._fatal(error)
             return
         self._stages.add("health", (time.perf_counter() - begun) * 1e3)
@@ -94,7 +94,7 @@ class HealthDesk:
             self._judge(work)
             return
         verdict = ViewVerdict(Evaluation.NOT_DECIDABLE, found.reason)
-        work.station.view_done(work.inspection, work.camera, ViewOutcome(verdict, work.frame))
+        work.station.view_done(work.inspection, work.view, ViewOutcome(verdict, work.frame))
 
     def stages_ms(self) -> dict[str, float]:
         """Median milliseconds of `health` over the last frames."""
@@ -104,11 +104,11 @@ class HealthDesk:
 
     def _look(self, work: Work) -> Violation | None:
         """What is wrong with the picture. A frame that does not fit its recipe is left to the inspection to refuse."""
-        view = self._views[work.station.name, work.camera]
+        view = self._views[work.station.name, work.view]
         recipes = work.inspection.recipe_set
         if recipes is None:
             return None
-        ready = recipes.views[work.camera]
+        ready = recipes.views[work.view]
         self._follow(work, view, ready)
         pixels = work.frame.pixels
         if view.limits is None or (pixels.shape[1], pixels.shape[0]) != ready.recipe.manifest.view.frame_size:
@@ -123,11 +123,11 @@ class HealthDesk:
         if not view.may_repeat and mark in view.recent and (found is None or found.reason is not Reason.HEALTH_BLACK):
             found = _FROZEN
         view.recent.append(mark)
-        work.inspection.health[work.camera] = {name.value: float(f"{value:.5g}") for name, value in values.items()}
+        work.inspection.health[work.view] = {name.value: float(f"{value:.5g}") for name, value in values.items()}
         self._tell(work, view, found)
         if found is None:
             self._chart(work, view, values)
-        work.station.health_seen(work.camera, work.inspection.health[work.camera])
+        work.station.health_seen(work.view, work.inspection.health[work.view])
         return found
 
     def _follow(self, work: Work, view: _View, ready: ReadyRecipe) -> None:
@@ -135,7 +135,7 @@ class HealthDesk:
         if view.recipe == ready.recipe.digest:
             return
         for name in view.charts:
-            work.station.warning_over(_drift_key(name, work.camera))
+            work.station.warning_over(_drift_key(name, work.view))
         view.recipe, view.limits = ready.recipe.digest, health_limits(ready.recipe.manifest)
         view.charts = {name: begin(x.centre) for name, x in view.limits.limits.items()} if view.limits else {}
         if view.limits is None:
@@ -143,18 +143,18 @@ class HealthDesk:
 
     def _tell(self, work: Work, view: _View, found: Violation | None) -> None:
         """Alarm at the first unhealthy picture and when the reason changes, all-clear at the first healthy one."""
-        key, station, camera = f"health {work.camera}", work.station, work.camera
+        key, station, shown = f"health {work.view}", work.station, work.view
         if found is not None:
             advice = _ADVICE.get(found.reason)
             message = f"{found.reason}: {found.message}" + (f"; {advice}" if advice else "")
             if view.ill is not found.reason:
-                self._emit("alarm", station.name, found.reason.value, f"camera {camera}: {message}", "error")
+                self._emit("alarm", station.name, found.reason.value, f"camera {shown}: {message}", "error")
             station.warn(key, message)
             view.ill = found.reason
         elif view.ill is not None:
             view.ill = None
             station.warning_over(key)
-            self._emit("alarm", station.name, "health_clear", f"camera {camera}: pictures are healthy again", "info")
+            self._emit("alarm", station.name, "health_clear", f"camera {shown}: pictures are healthy again", "info")
 
     def _chart(self, work: Work, view: _View, values: Mapping[Measure, float]) -> None:
         assert view.limits is not None
@@ -163,19 +163,19 @@ class HealthDesk:
             after = view.charts[name] = advance(before, values[name], limit.centre, limit.drift)
             if after.alarm == before.alarm:
                 continue
-            station, camera = work.station, work.camera
+            station, shown = work.station, work.view
             if after.alarm:
                 message = (
                     f"the running mean of {name} has drifted to {after.mean:.4g}, good parts had {limit.centre:.4g}: "
                     "clean the lens, look at light, focus and mount before it costs parts, or relearn the recipe's "
                     "health if this is how it shall be"
                 )
-                station.warn(_drift_key(name, camera), message)
-                self._emit("alarm", station.name, f"drift_{name.value}", f"camera {camera}: {message}", "warning")
+                station.warn(_drift_key(name, shown), message)
+                self._emit("alarm", station.name, f"drift_{name.value}", f"camera {shown}: {message}", "warning")
             else:
-                station.warning_over(_drift_key(name, camera))
-                self._emit("alarm", station.name, "drift_clear", f"camera {camera}: {name} has come back", "info")
+                station.warning_over(_drift_key(name, shown))
+                self._emit("alarm", station.name, "drift_clear", f"camera {shown}: {name} has come back", "info")
 
 
-def _drift_key(name: Measure, camera: str) -> str:
-    return f"drift_{name.value} {camera}"
+def _drift_key(name: Measure, view: str) -> str:
+    return f"drift_{name.value} {view}"

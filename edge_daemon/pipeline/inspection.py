@@ -13,15 +13,15 @@ from edge_daemon.wire.messages import Mode
 
 @dataclass(frozen=True, slots=True)
 class LiveRecipeSet:
-    """What a station runs: one verified recipe per view, by camera. digest: SHA-256 over all of them."""
+    """What a station runs: one verified recipe per view, by the view's name. digest: SHA-256 over all of them."""
 
     views: Mapping[str, ReadyRecipe]
     digest: str
 
     @classmethod
     def of(cls, views: Mapping[str, ReadyRecipe]) -> "LiveRecipeSet":
-        """The set of these recipes; its digest depends on cameras and recipe digests alone."""
-        return cls(dict(views), recipe_set_digest({camera: ready.recipe.digest for camera, ready in views.items()}))
+        """The set of these recipes; its digest depends on names of views and recipe digests alone."""
+        return cls(dict(views), recipe_set_digest({view: ready.recipe.digest for view, ready in views.items()}))
 
     @property
     def provisional(self) -> bool:
@@ -54,7 +54,11 @@ class ViewOutcome:
 
 @dataclass(slots=True)
 class OpenInspection:
-    """An accepted trigger without an outcome yet. Owned by its station, changed under the station's lock."""
+    """An accepted trigger without an outcome yet. Owned by its station, changed under the station's lock.
+
+    frames, outcomes, health: by the name of the view. unconfirmed: views whose frame may yet turn out to be another
+    part's; while there is one, nothing is published.
+    """
 
     result_id: str
     trigger_id: str
@@ -70,4 +74,5 @@ class OpenInspection:
     frames: dict[str, Frame] = field(default_factory=dict)
     outcomes: dict[str, ViewOutcome] = field(default_factory=dict)
     health: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    unconfirmed: set[str] = field(default_factory=set)
     finished: bool = False

@@ -26,10 +26,10 @@ def _box(box: Box, um_per_px: float | None) -> BoxMessage:
 
 
 def view_message(
-    camera: str, outcome: ViewOutcome, recipes: LiveRecipeSet | None, health: Mapping[str, float]
+    view: str, camera: str, outcome: ViewOutcome, recipes: LiveRecipeSet | None, health: Mapping[str, float]
 ) -> ViewMessage:
     """One view's part of the record."""
-    ready = recipes.views.get(camera) if recipes else None
+    ready = recipes.views.get(view) if recipes else None
     evidence, judged = outcome.evidence, outcome.verdict.judged
     fields: dict[str, object] = {}
     if ready is not None:
@@ -52,6 +52,7 @@ def view_message(
         }
     return ViewMessage(
         camera=camera,
+        view=view,
         frame_ids=(outcome.frame.frame_id,) if outcome.frame else (),
         evaluation=outcome.verdict.evaluation.label,  # type: ignore[arg-type]  # label is one of the literals
         reason=outcome.verdict.reason.value,
@@ -84,11 +85,15 @@ def inspection_message(
     station: str,
     inspection: OpenInspection,
     verdict: Verdict,
+    cameras: Mapping[str, str],
     deadline_ms: float,
     late: bool,
     pictures: bool,
 ) -> Inspection:
-    """The record of a finished inspection; `seq` is given by the journal, here it is 0."""
+    """The record of a finished inspection; `seq` is given by the journal, here it is 0.
+
+    cameras: by name of the view.
+    """
     recipes = inspection.recipe_set
     return Inspection(
         line=identity.line,
@@ -108,8 +113,8 @@ def inspection_message(
         reason=verdict.reason.value,
         recipe_set=recipes.digest if recipes else "",
         views=tuple(
-            view_message(camera, outcome, recipes, inspection.health.get(camera, {}))
-            for camera, outcome in sorted(inspection.outcomes.items())
+            view_message(view, cameras[view], outcome, recipes, inspection.health.get(view, {}))
+            for view, outcome in sorted(inspection.outcomes.items())
         ),
         provenance=Provenance(
             software=identity.software,

@@ -61,21 +61,21 @@ class Pictures:
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
             try:
-                for camera, outcome in sorted(job.inspection.outcomes.items()):
+                for view, outcome in sorted(job.inspection.outcomes.items()):
                     if outcome.frame is not None and outcome.evidence is not None:
-                        self._send(*self._message(job, camera, outcome))
+                        self._send(*self._message(job, view, outcome))
             except EdgeError:
                 self.dropped += 1
             except Exception as error:  # a defect of the program
                 self._fatal(error)
                 return
 
-    def _message(self, job: _Job, camera: str, outcome: ViewOutcome) -> tuple[Image, tuple[bytes, ...]]:
+    def _message(self, job: _Job, view: str, outcome: ViewOutcome) -> tuple[Image, tuple[bytes, ...]]:
         record, config = job.record, self._configs[job.record.station]
         frame, evidence, recipes = outcome.frame, outcome.evidence, job.inspection.recipe_set
         if frame is None or evidence is None or recipes is None:
             raise EdgeError("nothing to draw")
-        manifest = recipes.views[camera].recipe.manifest
+        manifest, camera = recipes.views[view].recipe.manifest, frame.camera
         region = Region(*manifest.view.region) if manifest.view.region else None
         pre = manifest.preprocess
         covers = map_region(manifest.view.frame_size, region, pre.resize_to, pre.size)
@@ -93,6 +93,7 @@ class Pictures:
             result_id=record.result_id,
             trigger_id=record.trigger_id,
             camera=camera,
+            view=view,
             frame_size=manifest.view.frame_size,
             map_kind=evidence.map_kind,
             heat_range=(0.0, 2 * threshold),

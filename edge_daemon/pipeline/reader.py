@@ -10,15 +10,13 @@ from edge_daemon.core.decision import Reason
 from edge_daemon.core.frame import Frame
 from edge_daemon.errors import CameraError
 from edge_daemon.pipeline.inspection import OpenInspection, ViewOutcome
-from edge_daemon.pipeline.station import Station
+from edge_daemon.pipeline.station import FRAME_RESERVE_NS, Station
 
 _POLL_NS = 50_000_000
 _BACK_OFF_S = (0.1, 0.2, 0.5)
 # Two seconds may pass between a fault of an idle camera and the loss of Trigger Ready. A camera that was silent for
 # the first is asked for a sign of life; after the second Trigger Ready drops; after the third it is opened anew.
 _SILENCE_NS, _DOUBT_NS, _PATIENCE_NS = 500_000_000, 100_000_000, 500_000_000
-# A part without a frame gets its record before its deadline, not at it: this much before, or an eighth of it.
-_RESERVE_NS = 50_000_000
 _REPORT_NS = 500_000_000
 # How long a thread may take to let go by itself, and then once its camera was closed under it.
 _JOIN_S, _JOIN_CLOSED_S = 0.5, 2.5
@@ -43,6 +41,7 @@ class CameraReader:
     ) -> None:
         self._camera = camera
         self._station = station
+        self._views = station.views_of(camera.name)
         self._frame_wait_ns = frame_wait_ns
         self._clock = clock
         self._on_event = on_event
@@ -51,6 +50,7 @@ class CameraReader:
         self._stop = threading.Event()
         self._sign_of_life_ns = 0
         self._reported_ns = 0
+        self._in_step = False
         self._reported_settings: Mapping[str, str | int | float | bool] = {}
         self._thread = threading.Thread(target=self._run, name=f"camera-{camera.name}", daemon=True)
 
@@ -73,7 +73,7 @@ class CameraReader:
         return not self._thread.is_alive()
 
     def request(self, inspection: OpenInspection) -> None:
-        """Ask for the frame of one inspection (software trigger)."""
+        """Ask for the frames of one inspection (software trigger)."""
         self._requests.put(inspection)
 
     # -- the thread ----------------------------------------------------------------------------------
@@ -114,7 +114,13 @@ class CameraReader:
         self._on_event("camera_lost", f"camera {self.name}: {error}")
 
     def _serve_until_lost(self) -> None:
-        serve = self._serve_trigger if self._station.config.trigger == "software" else self._serve_free_run
+        match self._station.config.trigger:
+            case "software":
+                serve = self._serve_trigger
+            case "hardware":
+                serve = self._serve_pulses
+            case "free_run":
+                serve = self._serve_free_run
         try:
             while not self._stop.is_set():
                 try:
@@ -147,7 +153,10 @@ class CameraReader:
             return
 
     def _fail(self, inspection: OpenInspection, reason: Reason) -> None:
-        self._station.view_done(inspection, self.name, ViewOutcome.failed(reason))
+        """Every view of this camera that has no frame yet fails."""
+        for view in self._views:
+            if view not in inspection.frames and view not in inspection.outcomes:
+                self._station.view_done(inspection, view, ViewOutcome.failed(reason))
 
     # -- signs of life -------------------------------------------------------------------------------
 
@@ -191,8 +200,16 @@ class CameraReader:
             self._check_when_silent()
             return
         self._station.camera_answers(self.name)
-        if inspection is None or inspection.finished or self.name in inspection.outcomes:
-            return  # a view that has failed meanwhile must not be exposed: another part may lie there
+        if inspection is not None:
+            for view in self._views:
+                if not self._expose(inspection, view):
+                    break
+            self._station.camera_answers(self.name)
+
+    def _expose(self, inspection: OpenInspection, view: str) -> bool:
+        """One exposure of the part; False when there is none, and no use in another."""
+        if inspection.finished or view in inspection.outcomes:
+            return False  # a view that has failed meanwhile must not be exposed: another part may lie there
         try:
             self._discard_old_frames()
             asked_ns = self._clock.monotonic_ns()
@@ -205,10 +222,10 @@ class CameraReader:
             left_ns = inspection.deadline_ns - self._clock.monotonic_ns()
             self._ask_for_a_sign_of_life(max(0, min(_DOUBT_NS, left_ns // 2)))
             self._fail(inspection, Reason.NO_FRAME)
-        else:
-            self._sign_of_life_ns = frame.arrived_ns
-            self._station.frame_arrived(inspection, self.name, frame)
-        self._station.camera_answers(self.name)
+            return False
+        self._sign_of_life_ns = frame.arrived_ns
+        self._station.frame_arrived(inspection, view, frame)
+        return True
 
     def _discard_old_frames(self) -> None:
         """A frame that came after its trigger had given up must not be taken for the next part's."""
@@ -217,7 +234,7 @@ class CameraReader:
 
     def _await_frame(self, inspection: OpenInspection, asked_ns: int) -> Frame | None:
         """The first frame exposed after the trigger, or None when the time for it is up."""
-        reserve_ns = min(_RESERVE_NS, (inspection.deadline_ns - inspection.accepted_ns) // 8)
+        reserve_ns = min(FRAME_RESERVE_NS, (inspection.deadline_ns - inspection.accepted_ns) // 8)
         until_ns = min(asked_ns + self._frame_wait_ns, inspection.deadline_ns - reserve_ns)
         while (left_ns := until_ns - self._clock.monotonic_ns()) > 0 and not self._stop.is_set():
             frame = self._camera.grab(left_ns)
@@ -226,6 +243,32 @@ class CameraReader:
             if frame is not None:
                 self._station.frame_nobody_asked_for(self.name)
         return None
+
+    def _serve_pulses(self) -> None:
+        """Fetch whatever pulses brought, and only then let time decide: a part has no frame when none lies here. A
+        frame that came incomplete is no interruption: the camera counted it, and its part will have none."""
+        due_ns, fetched_ns = self._station.next_pulse_ns(self.name), self._clock.monotonic_ns()
+        wait_ns = _POLL_NS if due_ns is None else min(max(0, due_ns - fetched_ns), _POLL_NS)
+        frame = self._camera.grab(wait_ns)
+        if frame is None:
+            self._check_when_silent()
+        while frame is not None and not self._stop.is_set():
+            self._sign_of_life_ns = frame.arrived_ns
+            self._station.frame_of_pulse(self.name, frame)
+            fetched_ns = self._clock.monotonic_ns()
+            frame = self._camera.grab(0)
+        self._station.camera_answers(self.name)
+        self._station.pulses_fetched(self.name, fetched_ns)
+        self._tell_step()
+
+    def _tell_step(self) -> None:
+        """An event when pictures and announcements fall out of step, and when they are in step again."""
+        doubt = self._station.out_of_step(self.name)
+        if doubt and self._in_step:
+            self._on_event("out_of_step", doubt)
+        elif not doubt and not self._in_step:
+            self._on_event("in_step", f"camera {self.name}: its pictures belong to what is announced")
+        self._in_step = not doubt
 
     def _serve_free_run(self) -> None:
         if self._camera.waits_for_host and not self._station.wait_for_room(_POLL_NS / 1e9):

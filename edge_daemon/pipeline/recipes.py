@@ -35,9 +35,9 @@ class Recipes:
         return self.store.add(path).digest if path is not None else self.store.resolve(reference).digest
 
     def load(self, digests: Mapping[str, str]) -> LiveRecipeSet:
-        """The live set for {camera: recipe digest}, each recipe through the whole load order. Raises EdgeError."""
+        """The live set for {view: recipe digest}, each recipe through the whole load order. Raises EdgeError."""
         with self._lock:
-            return LiveRecipeSet.of({camera: self._load(digest) for camera, digest in digests.items()})
+            return LiveRecipeSet.of({view: self._load(digest) for view, digest in digests.items()})
 
     def _load(self, digest: str) -> ReadyRecipe:
         if digest not in self._ready:
@@ -66,8 +66,8 @@ class Recipes:
         digests: dict[str, str] = {}
         for view in config.views:
             digest = self.resolve(view.recipe, view.recipe_path)
-            digests[view.camera] = digest
-            named[view.camera] = view.recipe if view.recipe_path is None else f"{view.recipe}#{digest}"
+            digests[view.name] = digest
+            named[view.name] = view.recipe if view.recipe_path is None else f"{view.recipe}#{digest}"
         remembered = self._remembered()
         active = self.store.active(station)
         if active is not None and remembered.get(station) == named and set(active.recipes) == set(digests):

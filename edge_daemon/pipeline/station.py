@@ -5,13 +5,15 @@ import json
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from edge_daemon.config import StationConfig
+from edge_daemon.core.binding import Bound, Decision, Exposed, FrameBinder, Stray, Unbound
 from edge_daemon.core.clock import Clock
 from edge_daemon.core.decision import (
     Bucket,
@@ -28,6 +30,7 @@ from edge_daemon.edges.journal import Intent
 from edge_daemon.errors import JournalError
 from edge_daemon.pipeline.inspection import LiveRecipeSet, OpenInspection, ViewOutcome
 from edge_daemon.pipeline.messages import Identity, inspection_message
+from edge_daemon.pipeline.pulses import advice, binding_window, reason_of
 from edge_daemon.wire.messages import CameraStatus, Counters, Inspection, Mode, Status
 
 # Late results in a row after which the station stops taking triggers (the trade's rule: three).
@@ -35,6 +38,9 @@ _LATE_LIMIT = 3
 _LATENCIES_KEPT = 2048
 # Status goes out up to a hundred times a second; quantiles of two thousand numbers need not.
 _QUANTILES_EVERY_NS = 1_000_000_000
+# A part without a frame gets its record before its deadline, not at it. Its camera's reader says so this much before
+# (or an eighth of the deadline); a reader that is stuck is not waited for beyond half of that.
+FRAME_RESERVE_NS = 50_000_000
 
 
 class Outbox(Protocol):
@@ -65,7 +71,7 @@ class Work:
 
     station: "Station"
     inspection: OpenInspection
-    camera: str
+    view: str
     frame: Frame
 
 
@@ -86,7 +92,9 @@ class Station:
     def __init__(self, name: str, config: StationConfig, identity: Identity, clock: Clock, outbox: Outbox) -> None:
         self.name = name
         self.config = config
-        self.cameras = tuple(view.camera for view in config.views)
+        self.views = tuple(view.name for view in config.views)
+        self._camera_of = {view.name: view.camera for view in config.views}
+        self.cameras = tuple(dict.fromkeys(view.camera for view in config.views))
         self._identity = identity
         self._clock = clock
         self._outbox = outbox
@@ -108,13 +116,23 @@ class Station:
         self._quantiles: dict[str, float] = {}
         self._quantiles_ns = 0
         self._camera_states = {camera: _CameraState() for camera in self.cameras}
-        self._last_inspected_ns = dict.fromkeys(self.cameras, 0)
+        self._last_inspected_ns = dict.fromkeys(self.views, 0)
+        self._exact_searches = dict.fromkeys(self.views, 0)
+        self._judged = dict.fromkeys(self.views, 0)
+        self._binders: dict[str, FrameBinder[Frame]] = {}
+        # Announcements reach the binders in the order of their times, after their intents.
+        self._in_turn = threading.Lock()
         self._camera_settings_digest = ""
         self._simulated = False
         self._submit: Callable[[Work], None] = _unattached
         self._request_frame: Mapping[str, Callable[[OpenInspection], None]] = {}
         self._changed: Callable[[], None] = _nothing
         self._on_pictures: Callable[[OpenInspection, Inspection], None] | None = None
+        if config.trigger == "hardware":
+            window, now_ns = binding_window(config.hardware), clock.monotonic_ns()
+            self._binders = {camera: FrameBinder(window, now_ns) for camera in self.cameras}
+            for camera in self.cameras:
+                self._follow_step(camera)
 
     def attach(
         self,
@@ -141,12 +159,21 @@ class Station:
     ) -> None:
         """One trigger by message. `ack` is called once: when the intent is durable, or at once when the
         trigger is missed. The outcome follows on the results socket in either case."""
-        inspection, verdict = self._accept(trigger_id, part_id, job, mode)
-        if verdict is not None and verdict.state is ResultState.ABORTED:
+        with self._in_turn if self._binders else nullcontext():
+            inspection, verdict = self._accept(trigger_id, part_id, job, mode)
+            missed = verdict is not None and verdict.state is ResultState.ABORTED
+            if not missed:
+                self._intend(inspection, ack)
+            self._announce(inspection, refused=verdict is not None)
+        if verdict is not None:
             self._finish(inspection, verdict)
-            ack(Acceptance(False, inspection.result_id, inspection.attempt, verdict.reason))
-            return
+            if missed:
+                ack(Acceptance(False, inspection.result_id, inspection.attempt, verdict.reason))
+        elif not self._binders:
+            for camera in self.cameras:
+                self._request_frame[camera](inspection)
 
+    def _intend(self, inspection: OpenInspection, ack: Callable[[Acceptance], None]) -> None:
         def durable(error: JournalError | None) -> None:
             if error is not None:
                 self._finish(inspection, Verdict(Evaluation.UNDEFINED, ResultState.FAILED, Reason.JOURNAL))
@@ -154,21 +181,17 @@ class Station:
             ack(Acceptance(error is None, inspection.result_id, inspection.attempt, reason))
 
         self._outbox.intend(self._intent(inspection), durable)
-        if verdict is not None:
-            self._finish(inspection, verdict)
-            return
-        for camera in self.cameras:
-            self._request_frame[camera](inspection)
 
     def frame_without_trigger(self, camera: str, frame: Frame) -> None:
         """A frame of a free-running camera: its own trigger."""
         inspection, verdict = self._accept(f"{camera}-{frame.frame_id}", None, None, None)
-        inspection.frames[camera] = frame
+        view = self.views_of(camera)[0]
+        inspection.frames[view] = frame
         if verdict is not None:
             self._finish(inspection, verdict)
             return
         self._outbox.intend(self._intent(inspection), lambda error: self._intent_failed(inspection, error))
-        self.frame_arrived(inspection, camera, frame)
+        self.frame_arrived(inspection, view, frame)
 
     def frame_lost(self, camera: str) -> None:
         """A free-running camera lost one frame, and a part with it perhaps: a trigger that failed."""
@@ -210,7 +233,7 @@ class Station:
             self._open[inspection.result_id] = inspection
             if refusal is not None:
                 return inspection, Verdict(Evaluation.UNDEFINED, ResultState.ABORTED, refusal)
-            event = StationEvent.TRIGGER if self.config.trigger == "software" else StationEvent.RUN
+            event = StationEvent.RUN if self.config.trigger == "free_run" else StationEvent.TRIGGER
             self._state = step(self._state, event)
             if job is not None and not (self._recipes and self._recipes.matches(job)):
                 verdict = Verdict(Evaluation.NOT_DECIDABLE, ResultState.COMPLETED, Reason.JOB_MISMATCH)
@@ -249,33 +272,45 @@ class Station:
 
     # -- frames and outcomes -------------------------------------------------------------------------
 
-    def frame_arrived(self, inspection: OpenInspection, camera: str, frame: Frame) -> None:
+    def views_of(self, camera: str) -> tuple[str, ...]:
+        """The views that this camera takes, in the order of their exposures."""
+        own = sorted((view for view in self.config.views if view.camera == camera), key=lambda view: view.exposure)
+        return tuple(view.name for view in own)
+
+    def frame_arrived(self, inspection: OpenInspection, view: str, frame: Frame) -> None:
         """A view's frame is there; it is judged unless the inspection has ended meanwhile."""
         with self._lock:
-            self._camera_states[camera].frames += 1
-            if inspection.finished or camera in inspection.outcomes:
+            self._camera_states[self._camera_of[view]].frames += 1
+            if inspection.finished or view in inspection.outcomes:
                 return
-            inspection.frames[camera] = frame
+            inspection.frames[view] = frame
             inspection.camera_settings_digest = self._camera_settings_digest
-        self._submit(Work(self, inspection, camera, frame))
+        self._submit(Work(self, inspection, view, frame))
 
-    def view_done(self, inspection: OpenInspection, camera: str, outcome: ViewOutcome) -> None:
+    def view_done(self, inspection: OpenInspection, view: str, outcome: ViewOutcome) -> None:
         """A view was judged, or could not be. The last one ends the inspection."""
         with self._lock:
             if outcome.evidence is not None:
-                self._inspected(camera)
-            if inspection.finished or camera in inspection.outcomes:  # a view that has failed stays so
+                self._inspected(view)
+                self._judged[view] += 1
+                self._exact_searches[view] += outcome.evidence.exact_searches
+            if inspection.finished or view in inspection.outcomes:  # a view that has failed stays so
                 self._second_outcomes += 1
                 return
-            inspection.outcomes[camera] = outcome
-            if len(inspection.outcomes) < len(self.cameras):
-                return
-            views = [inspection.outcomes[c].verdict for c in self.cameras]
-        self._finish(inspection, combine(views, expected_views=len(self.cameras)))
+            inspection.outcomes[view] = outcome
+        self._finish_when_complete(inspection)
 
-    def _inspected(self, camera: str) -> None:
-        self._camera_states[camera].inspected += 1
-        self._last_inspected_ns[camera] = self._clock.monotonic_ns()
+    def _finish_when_complete(self, inspection: OpenInspection) -> None:
+        """End an inspection of which every view has its outcome, and every frame is surely its part's."""
+        with self._lock:
+            if inspection.finished or inspection.unconfirmed or len(inspection.outcomes) < len(self.views):
+                return
+            views = [inspection.outcomes[view].verdict for view in self.views]
+        self._finish(inspection, combine(views, expected_views=len(self.views)))
+
+    def _inspected(self, view: str) -> None:
+        self._camera_states[self._camera_of[view]].inspected += 1
+        self._last_inspected_ns[view] = self._clock.monotonic_ns()
 
     def _finish(self, inspection: OpenInspection, verdict: Verdict) -> None:
         """The first terminal outcome wins; a judgement past the deadline is Failed/late, whatever it says."""
@@ -287,6 +322,8 @@ class Station:
             if past and verdict.state is ResultState.COMPLETED:
                 verdict = Verdict(Evaluation.UNDEFINED, ResultState.FAILED, Reason.LATE)
             inspection.finished = True
+            for binder in self._binders.values():
+                binder.forget(inspection.result_id)
             del self._open[inspection.result_id]
             self._concluding[inspection.result_id] = inspection.accepted_ns
             self._count_late(verdict)
@@ -295,7 +332,7 @@ class Station:
             self._room.notify_all()
         pictures = self._wants_pictures(inspection, verdict)
         draft = inspection_message(
-            self._identity, self.name, inspection, verdict, self.config.deadline_ms, past, pictures
+            self._identity, self.name, inspection, verdict, self._camera_of, self.config.deadline_ms, past, pictures
         )
         self._outbox.conclude(draft)
         if pictures and self._on_pictures is not None:
@@ -317,25 +354,39 @@ class Station:
         return policy == "always" or (policy == "not_ok" and verdict.evaluation is not Evaluation.OK)
 
     def expire(self, now_ns: int) -> None:
-        """End every inspection whose deadline has passed: no frame, or judged too late."""
+        """End every inspection whose deadline has passed, and shortly before it those that still have no frame."""
         with self._lock:
-            expired = [i for i in self._open.values() if now_ns >= i.deadline_ns]
+            expired = [i for i in self._open.values() if now_ns >= self._ends_ns(i)]
             for inspection in expired:
-                for camera in self.cameras:
-                    reason = Reason.LATE if camera in inspection.frames else Reason.NO_FRAME
-                    if camera not in inspection.frames and camera not in inspection.outcomes:
+                for view in self.views:
+                    if view not in inspection.frames and view not in inspection.outcomes:
                         # Its reader would have said so long before the deadline, were it not stuck.
+                        camera = self._camera_of[view]
                         self._raise_alarm(f"silent {camera}", f"camera {camera} hangs: no answer by the deadline")
-                    inspection.outcomes.setdefault(camera, ViewOutcome.failed(reason, inspection.frames.get(camera)))
+                    self._give_up(inspection, view)
         for inspection in expired:
             reasons = {o.verdict.reason for o in inspection.outcomes.values() if not o.verdict.judged}
             reason = Reason.NO_FRAME if Reason.NO_FRAME in reasons else Reason.LATE
             self._finish(inspection, Verdict(Evaluation.UNDEFINED, ResultState.FAILED, reason))
 
+    def _give_up(self, inspection: OpenInspection, view: str) -> None:
+        frame = inspection.frames.get(view)
+        if view in inspection.unconfirmed:  # judged perhaps, but nobody can say which part it shows
+            inspection.outcomes[view] = ViewOutcome.failed(Reason.LATE, frame)
+        reason = Reason.NO_FRAME if frame is None else Reason.LATE
+        inspection.outcomes.setdefault(view, ViewOutcome.failed(reason, frame))
+
+    def _ends_ns(self, inspection: OpenInspection) -> int:
+        """When an inspection ends whatever is missing: without a frame before its deadline."""
+        if all(view in inspection.frames or view in inspection.outcomes for view in self.views):
+            return inspection.deadline_ns
+        reserve_ns = min(FRAME_RESERVE_NS, (inspection.deadline_ns - inspection.accepted_ns) // 8)
+        return inspection.deadline_ns - reserve_ns // 2
+
     def next_deadline_ns(self) -> int | None:
-        """Monotonic time of the first deadline still open."""
+        """Monotonic time at which `expire` has something to do at the earliest."""
         with self._lock:
-            return min((i.deadline_ns for i in self._open.values()), default=None)
+            return min((self._ends_ns(i) for i in self._open.values()), default=None)
 
     def published(self, record: Inspection) -> None:
         """A record went out (called by the outbox, in the order of seq)."""
@@ -350,6 +401,103 @@ class Station:
             else:
                 self._latencies_ms.append((self._clock.monotonic_ns() - accepted_ns) / 1e6)
         self._changed()
+
+    # -- pulses on a wire ----------------------------------------------------------------------------
+
+    def _announce(self, inspection: OpenInspection, refused: bool) -> None:
+        """Tell the binders of a pulse, also of one whose trigger is not taken: its exposure will take place."""
+        ends: list[OpenInspection] = []
+        with self._lock:
+            for camera, binder in self._binders.items():
+                refused = refused or inspection.finished
+                ends += self._decided(
+                    camera, binder.announce(inspection.result_id, inspection.accepted_ns, refused=refused)
+                )
+        self._finish_each(ends)
+
+    def frame_of_pulse(self, camera: str, frame: Frame) -> None:
+        """A pulse brought this frame of a camera that counts; whose part it shows is for the binder to say. Called by
+        the camera's reader, for every frame, in the order in which they come."""
+        if frame.device_frame_id is None:
+            self.frame_nobody_asked_for(camera)
+            self._interrupted(camera)
+            return
+        with self._lock:
+            self._camera_states[camera].frames += 1
+            exposed = Exposed(frame, frame.frame_id, frame.arrived_ns, frame.exposed_ns, frame.exposed_uncertainty_ns)
+            decisions = self._binders[camera].exposed(exposed, self._clock.monotonic_ns())
+        self._carry_out(camera, decisions)
+
+    def pulses_fetched(self, camera: str, until_ns: int) -> None:
+        """The camera's reader has handed in every frame that arrived before `until_ns`."""
+        with self._lock:
+            decisions = self._binders[camera].tick(until_ns)
+        self._carry_out(camera, decisions)
+
+    def next_pulse_ns(self, camera: str) -> int | None:
+        """When `pulses_fetched` has something to decide at the earliest; None for nothing in sight."""
+        with self._lock:
+            return self._binders[camera].next_ns()
+
+    def out_of_step(self, camera: str) -> str:
+        """The alarm while no frame of this camera can be told to belong to the part that was announced; else empty."""
+        with self._lock:
+            return self._alarms.get(f"out of step {camera}", "")
+
+    def _interrupted(self, camera: str) -> None:
+        """The stream began anew: nothing that was announced before can be told to belong to what comes."""
+        if (binder := self._binders.get(camera)) is not None:
+            with self._lock:
+                ends = self._decided(camera, binder.interrupted(self._clock.monotonic_ns()))
+            self._finish_each(ends)
+
+    def _carry_out(self, camera: str, decisions: list[Decision[Frame]]) -> None:
+        """Judge what was bound, fail what was not, publish what was confirmed. In the reader's thread."""
+        with self._lock:
+            ends = self._decided(camera, decisions)
+            bound = [(self._open.get(d.key), d.frame) for d in decisions if isinstance(d, Bound)]
+        view = self.views_of(camera)[0]
+        for inspection, frame in bound:
+            if inspection is not None:
+                self._submit(Work(self, inspection, view, frame))
+        self._finish_each(ends)
+
+    def _decided(self, camera: str, decisions: Iterable[Decision[Frame]]) -> list[OpenInspection]:
+        """Note what the binder says; returns the inspections that may have ended by it."""
+        view, ends = self.views_of(camera)[0], []
+        for decision in decisions:
+            if isinstance(decision, Stray):
+                self._camera_states[camera].untriggered += 1
+                continue
+            inspection = self._open.get(decision.key)
+            if inspection is None:
+                continue
+            if isinstance(decision, Bound):
+                inspection.unconfirmed.add(view)
+                inspection.frames[view] = decision.frame
+                inspection.camera_settings_digest = self._camera_settings_digest
+                continue
+            inspection.unconfirmed.discard(view)
+            if isinstance(decision, Unbound):  # whatever was judged meanwhile may have been another part
+                inspection.outcomes[view] = ViewOutcome.failed(reason_of(decision.fault), inspection.frames.get(view))
+            ends.append(inspection)
+        self._follow_step(camera)
+        return ends
+
+    def _finish_each(self, inspections: Iterable[OpenInspection]) -> None:
+        for inspection in inspections:
+            self._finish_when_complete(inspection)
+
+    def _follow_step(self, camera: str) -> None:
+        """Out of step: an alarm until the silence is over."""
+        key, binder = f"out of step {camera}", self._binders[camera]
+        if binder.in_step:
+            if key in self._alarms:
+                self._clear_alarm(key)
+                self._changed()
+        elif key not in self._alarms:
+            self._raise_alarm(key, advice(camera, binder.last_doubt, self.config.hardware))
+            self._changed()
 
     # -- readiness -----------------------------------------------------------------------------------
 
@@ -400,10 +548,10 @@ class Station:
         if known is not None:
             self._changed()
 
-    def health_seen(self, camera: str, measures: Mapping[str, float]) -> None:
-        """What was measured of a camera's last picture, for the status."""
+    def health_seen(self, view: str, measures: Mapping[str, float]) -> None:
+        """What was measured of a view's last picture, for the status."""
         with self._lock:
-            self._health[camera] = measures
+            self._health[view] = measures
 
     def _raise_alarm(self, key: str, message: str) -> None:
         self._alarms[key] = message
@@ -429,6 +577,7 @@ class Station:
             self._camera_states[camera].connected = True
             self._camera_states[camera].message = ""
             self._clear_alarm(f"camera {camera}")
+        self._interrupted(camera)
         self._changed()
 
     def camera_down(self, camera: str, message: str, reason: Reason = Reason.CAMERA) -> None:
@@ -438,9 +587,15 @@ class Station:
             self._camera_states[camera].connected = False
             self._camera_states[camera].message = message
             self._raise_alarm(f"camera {camera}", message)
-            waiting = [i for i in self._open.values() if camera not in i.frames and camera not in i.outcomes]
-        for inspection in waiting:
-            self.view_done(inspection, camera, ViewOutcome.failed(reason))
+            waiting = [
+                (inspection, view)
+                for inspection in self._open.values()
+                for view in self.views_of(camera)
+                if view not in inspection.frames and view not in inspection.outcomes
+            ]
+        for inspection, view in waiting:
+            self.view_done(inspection, view, ViewOutcome.failed(reason))
+        self._interrupted(camera)
         self._changed()
 
     def camera_answers(self, camera: str) -> None:
@@ -513,22 +668,22 @@ class Station:
     # -- golden samples when idle --------------------------------------------------------------------
 
     def golden_due(self, now_ns: int) -> str | None:
-        """The camera whose golden sample should be inspected now; None while a trigger is open or all are fresh."""
+        """The view whose golden sample should be inspected now; None while a trigger is open or all are fresh."""
         period_ns = int(self.config.idle_check_s * 1e9)
         with self._lock:
             if period_ns == 0 or self._open or self._recipes is None or self._state is State.HALTED:
                 return None
-            stalest = min(self.cameras, key=lambda camera: self._last_inspected_ns[camera])
+            stalest = min(self.views, key=lambda view: self._last_inspected_ns[view])
             return stalest if now_ns - self._last_inspected_ns[stalest] >= period_ns else None
 
-    def golden_done(self, camera: str, took_ns: int, error: str | None) -> None:
+    def golden_done(self, view: str, took_ns: int, error: str | None) -> None:
         """A golden sample was inspected in `took_ns`, rightly or not. A pass in time ends the alarm `late`."""
         with self._lock:
-            self._inspected(camera)
+            self._inspected(view)
             if error is not None:
-                self._raise_alarm(f"golden {camera}", error)
+                self._raise_alarm(f"golden {view}", error)
             else:
-                self._clear_alarm(f"golden {camera}")
+                self._clear_alarm(f"golden {view}")
                 if took_ns < self.config.deadline_ms * 1e6 and "late" in self._alarms:
                     self._late_in_a_row = 0
                     self._clear_alarm("late")
@@ -556,6 +711,8 @@ class Station:
                 "untriggered_frames": {c: s.untriggered for c, s in self._camera_states.items()},
                 "camera_counters": {c: s.counters for c, s in self._camera_states.items()},
             }
+            if self._binders:
+                details["in_step"] = {c: binder.in_step for c, binder in self._binders.items()}
             if self._recipes is not None:
                 details["providers"] = sorted({ready.provider for ready in self._recipes.views.values()})
                 details["health"] = dict(self._health)
@@ -563,7 +720,8 @@ class Station:
                     c: f"{r.recipe.manifest.name}@{r.recipe.manifest.version}" for c, r in self._recipes.views.items()
                 }
                 details["search"] = {
-                    c: {"engine": r.choice.engine, "why": r.choice.reason} for c, r in self._recipes.views.items()
+                    c: {"engine": r.choice.engine, "why": r.choice.reason, **self._searches(c)}
+                    for c, r in self._recipes.views.items()
                 }
             cameras = tuple(
                 CameraStatus(
@@ -587,9 +745,15 @@ class Station:
                 previous_boot=previous_boot,
                 previous_last_seq=previous_last_seq,
                 cameras=cameras,
+                views=self.views,
                 alarms=tuple(f"{key}: {message}" for key, message in sorted((self._alarms | self._warnings).items())),
                 details=details,
             )
+
+    def _searches(self, view: str) -> dict[str, float]:
+        """Of the view's judged frames of this boot, the mean of patches that had to be searched exactly."""
+        judged = self._judged.get(view, 0)
+        return {"exact_searches_per_frame": round(self._exact_searches[view] / judged, 2)} if judged else {}
 
     def _latency_quantiles(self) -> dict[str, float]:
         """Milliseconds from trigger to publication, over the last results."""

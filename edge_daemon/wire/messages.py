@@ -70,9 +70,11 @@ class RecipeRef(Message):
 
 
 class ViewMessage(Message):
-    """What one camera's frame gave."""
+    """What one view's frame gave."""
 
     camera: str
+    view: str = ""
+    """Name of the view: the camera's, or `top#2` for the second exposure of `top`, or what the configuration says."""
     frame_ids: tuple[int, ...] = ()
     """The camera's own counters of the frames judged; empty when there was none."""
     evaluation: EvaluationLabel
@@ -185,6 +187,8 @@ class Image(Message):
     """The inspection it belongs to; the verdict is there, not here."""
     trigger_id: str = ""
     camera: str = ""
+    view: str = ""
+    """Name of the view, as in the result."""
     frame_size: tuple[int, int] | None = None
     """Width and height of the full frame that boxes refer to."""
     map_kind: str = ""
@@ -255,7 +259,12 @@ class Status(Message):
     """Number of the boot before, null on the first."""
     previous_last_seq: int = 0
     """Last sequence number of this station in the boot before, so that no tail of it is lost unseen."""
+    journal_head: str = ""
+    """Number and hash of the newest entry of the journal, `4711:9f86…`: kept outside the PC, it shows later whether
+    the journal was changed (`edge-daemon journal verify --head`)."""
     cameras: tuple[CameraStatus, ...] = ()
+    views: tuple[str, ...] = ()
+    """Names of the station's views: every result that was judged has each of them, once."""
     alarms: tuple[str, ...] = ()
     details: dict[str, Any] = Field(default_factory=dict)
     """Measures for people and dashboards: queues, thread pools, providers, commit times."""

@@ -112,7 +112,7 @@ class Line:
         work = self.work[index]
         evidence = Evidence(score, score, (), "exact")
         outcome = ViewOutcome(ViewVerdict(evaluation, Reason.NONE), work.frame, evidence, judged_ns=self.clock.now)
-        self.station.view_done(work.inspection, work.camera, outcome)
+        self.station.view_done(work.inspection, work.view, outcome)
 
     def publish(self) -> None:
         while self.outbox.unpublished:
