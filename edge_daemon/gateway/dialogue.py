@@ -1,0 +1,681 @@
+"""The dialogue with a PLC about one station (DESIGN 5.8). Pure: time is an argument, events in, effects and block out.
+
+The handshake of the trigger is one table, `TABLE`. Beside it stand the parts under way and the results that the PLC has
+not acknowledged, oldest first, at most eight; the PLC sees the oldest.
+
+OK is set by `_conclude` alone, for a part that is open, when nothing in `foreign` and nothing in `objection` speaks
+against the result. Both say what they compare; whatever they do not know is not OK.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Final
+
+from edge_daemon.gateway.words import (
+    LARGEST_ID,
+    NO_SCORE,
+    Bits,
+    Block,
+    Command,
+    ErrorCode,
+    ReasonCode,
+    ShownResult,
+    Station,
+    Verdict,
+)
+from edge_daemon.wire.codec import contradiction
+from edge_daemon.wire.messages import Inspection, Status, TriggerReply
+
+RESULTS_KEPT: Final = 8
+"""Results that wait to be acknowledged; one more is an overrun, said so."""
+_PARTS_OPEN: Final = 64
+_LATE_IN_A_ROW: Final = 3
+_EVALUATIONS: Final = ("Undefined", "OK", "NotOK", "NotDecidable")
+_STATE_NUMBERS: Final = {state.value: number for number, state in enumerate(Station, start=1)}
+
+
+class Phase(StrEnum):
+    """Where the handshake of the trigger stands."""
+
+    OFFLINE = "offline"
+    DISABLED = "disabled"
+    REARM = "rearm"
+    IDLE = "idle"
+    ASKED = "asked"
+    ACKNOWLEDGED = "acknowledged"
+    MISSED = "missed"
+
+
+class Signal(StrEnum):
+    """What moves the handshake."""
+
+    LOST = "PLC lost or set offline"
+    HEARD = "PLC heard"
+    DISABLE = "Trigger Enable low"
+    ENABLE = "Trigger Enable high"
+    RAISED = "Trigger high"
+    RELEASED = "Trigger low"
+    TAKEN = "trigger taken"
+    REFUSED = "trigger refused"
+
+
+_P, _S = Phase, Signal
+_HEARD_PHASES = (_P.DISABLED, _P.REARM, _P.IDLE, _P.ASKED, _P.ACKNOWLEDGED, _P.MISSED)
+
+TABLE: Final[dict[tuple[Phase, Signal], Phase]] = {
+    **{(phase, _S.LOST): _P.OFFLINE for phase in _P},
+    **{(phase, _S.DISABLE): _P.DISABLED for phase in _HEARD_PHASES},
+    (_P.OFFLINE, _S.HEARD): _P.DISABLED,
+    # Trigger must be seen low first: a level that an earlier gateway has served is not a new part.
+    (_P.DISABLED, _S.ENABLE): _P.REARM,
+    (_P.REARM, _S.RELEASED): _P.IDLE,
+    (_P.IDLE, _S.RAISED): _P.ASKED,
+    (_P.ASKED, _S.TAKEN): _P.ACKNOWLEDGED,
+    (_P.ASKED, _S.REFUSED): _P.MISSED,
+    # The PLC gave up: the part stays unjudged, whatever the daemon says of it later.
+    (_P.ASKED, _S.RELEASED): _P.IDLE,
+    (_P.ACKNOWLEDGED, _S.RELEASED): _P.IDLE,
+    (_P.MISSED, _S.RELEASED): _P.IDLE,
+}
+"""(phase, signal) -> phase. A signal without a row changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A product that the PLC can name. name: what its recipes are called; recipe_set: digest of the one set that may
+    judge it, None for whatever set of that name the operator activates."""
+
+    name: str
+    recipe_set: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DialogueSettings:
+    """What the plant states. All times are measured with this PC's monotonic clock, nanoseconds.
+
+    window_ns:            from the trigger to the verdict; OK is never set later
+    hold_ns:              from the trigger on, how long an OK may stand; afterwards it is WITHDRAWN
+    status_timeout_ns:    silence after which the daemon counts as dead
+    heartbeat_timeout_ns: standstill of the inspecting path after which Trigger Ready drops
+    plc_timeout_ns:       silence after which the PLC counts as gone, and everything open is forgotten
+    jobs:                 by Job id
+    """
+
+    station: str
+    window_ns: int
+    hold_ns: int
+    status_timeout_ns: int
+    heartbeat_timeout_ns: int
+    plc_timeout_ns: int
+    jobs: dict[int, Job] = field(default_factory=dict)
+    accept_provisional: bool = False
+    commissioning: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.window_ns <= self.hold_ns:
+            raise ValueError("an OK must be able to stand at least until the end of its window")
+        if min(self.status_timeout_ns, self.heartbeat_timeout_ns, self.plc_timeout_ns) <= 0:
+            raise ValueError("a timeout must be positive")
+
+
+# -- events and effects -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PlcWrote:
+    """The PLC wrote its command block. Only that counts as its sign of life: anybody may read."""
+
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class PlcGone:
+    """The PLC's connection ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatusCame:
+    """The daemon told the state of a station."""
+
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerAnswered:
+    """The daemon answered a trigger; None when it did not, or was not there to be asked."""
+
+    trigger_id: str
+    reply: TriggerReply | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResultCame:
+    """A record arrived. replayed: it comes from the journal and not from the inspection."""
+
+    inspection: Inspection
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = PlcWrote | PlcGone | StatusCame | TriggerAnswered | ResultCame | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class AskDaemon:
+    """Send this trigger, now or never. `trigger_id` never occurs twice, whatever the PLC's ids do."""
+
+    trigger_id: str
+    job: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """For the log: what happened to which part."""
+
+    text: str
+
+
+Effect = AskDaemon | Note
+
+
+# -- what proves an OK --------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class OpenPart:
+    """A trigger under way, and what was true when it came. raised_ns: monotonic; after_seq: the daemon's last record
+    before it; cameras: those of the station; result_id and attempt: of the daemon's answer, None before it."""
+
+    acquisition_id: int
+    trigger_id: str
+    job_id: int
+    job: Job | None
+    boot: tuple[int, str]
+    recipe_set: str
+    cameras: frozenset[str]
+    after_seq: int
+    raised_ns: int
+    result_id: str | None = None
+    attempt: int | None = None
+    early: ResultCame | None = None
+
+
+def same_trigger(part: OpenPart, inspection: Inspection) -> bool:
+    """Whether a record names this part's trigger."""
+    return inspection.trigger_id == part.trigger_id
+
+
+def foreign(part: OpenPart, came: ResultCame, station: str) -> str | None:
+    """Why a record is not the answer to this very trigger, or None. Such a record changes nothing: the right one may
+    still come."""
+    record = came.inspection
+    if came.replayed:
+        return "it is a replay"
+    if record.station != station:
+        return "it is another station's"
+    if (record.boot, record.boot_id) != part.boot:
+        return "it is of another boot of the daemon"
+    if record.seq <= part.after_seq:
+        return "it is older than the trigger"
+    if not record.result_id or record.result_id != part.result_id or record.attempt != part.attempt:
+        return "its result id is not the one that the trigger was promised"
+    return None
+
+
+def objection(part: OpenPart, record: Inspection, settings: DialogueSettings, now_ns: int) -> ReasonCode:
+    """Why this part's own record does not release it, NONE when nothing speaks against it. Only for an OK."""
+    if not inside_window(part, settings, now_ns):
+        return ReasonCode.WINDOW
+    if not record.journaled:
+        return ReasonCode.NOT_JOURNALED
+    if not bears_itself_out(record):
+        return ReasonCode.UNPROVEN
+    if not same_recipes(part, record):
+        return ReasonCode.RECIPE_SET
+    if part.job is not None and any(view.recipe is None or view.recipe.name != part.job.name for view in record.views):
+        return ReasonCode.JOB
+    if len(record.views) != len(part.cameras) or {view.camera for view in record.views} != part.cameras:
+        return ReasonCode.VIEWS
+    if record.provisional and not settings.accept_provisional:
+        return ReasonCode.PROVISIONAL
+    if record.mode != "production":
+        return ReasonCode.NOT_PRODUCTION
+    return ReasonCode.SIMULATED if record.simulated else ReasonCode.NONE
+
+
+def inside_window(part: OpenPart, settings: DialogueSettings, now_ns: int) -> bool:
+    """Measured here, with the clock that saw the trigger; what the record says of its own times is not asked."""
+    return 0 <= now_ns - part.raised_ns <= settings.window_ns
+
+
+def same_recipes(part: OpenPart, record: Inspection) -> bool:
+    """Judged by the set that was active at the trigger and, where the job pins one, by that one."""
+    pinned = part.job.recipe_set if part.job is not None else None
+    same = bool(record.recipe_set) and record.recipe_set == part.recipe_set
+    return same and (pinned is None or record.recipe_set == pinned)
+
+
+def bears_itself_out(record: Inspection) -> bool:
+    """Whether an OK proves itself: what the wire asks of it, asked again here, and finite numbers throughout."""
+    return (
+        record.evaluation == "OK"
+        and contradiction(record) is None
+        and all(
+            _finite(view.score, view.max_distance, view.threshold) and not view.reason and view.recipe is not None
+            for view in record.views
+        )
+    )
+
+
+def _finite(*values: float | None) -> bool:
+    return all(value is not None and math.isfinite(value) and value >= 0 for value in values)
+
+
+def _score_permille(record: Inspection) -> int:
+    shares = [
+        view.score / view.threshold
+        for view in record.views
+        if view.score is not None and view.threshold is not None and view.threshold > 0
+    ]
+    if len(shares) != len(record.views) or not shares or not _finite(*shares):
+        return NO_SCORE
+    return min(math.ceil(1000 * max(shares)), NO_SCORE - 1)
+
+
+# -- the dialogue -------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Held:
+    """A result that waits to be acknowledged. until_ns: when an OK in it ends."""
+
+    result: ShownResult
+    until_ns: int
+
+
+@dataclass(slots=True)
+class _Heard:
+    """The daemon's last status, when it came, and what the gateway makes of the inspecting path's counter."""
+
+    status: Status
+    at_ns: int
+    counter: int
+    moved_ns: int | None = None
+
+
+@dataclass(slots=True)
+class DialogueCounts:
+    """For metrics and tests. stray: records of no open part; foreign: such as name one and are not its answer."""
+
+    triggers: int = 0
+    missed: int = 0
+    ok: int = 0
+    not_ok: int = 0
+    no_verdict: int = 0
+    overruns: int = 0
+    stray: int = 0
+    foreign: int = 0
+
+
+class Dialogue:
+    """One station's dialogue. `feed` takes what happened, `block` is what the PLC may read at that moment.
+
+    run: id of this start of the gateway, part of every trigger id, so that neither a record of an earlier gateway nor
+    one of an earlier round of the PLC's ids is ever taken for an answer.
+    Times must not go back. Not thread-safe.
+    """
+
+    def __init__(self, settings: DialogueSettings, run: str) -> None:
+        self.settings = settings
+        self.counts = DialogueCounts()
+        self._run = run
+        self._phase = Phase.OFFLINE
+        self._command = Command()
+        self._seen_ns: int | None = None
+        self._heard: _Heard | None = None
+        self._heartbeat = 0
+        self._open: dict[str, OpenPart] = {}
+        self._asked: str | None = None
+        self._echo = 0
+        self._missed_reason = ErrorCode.NONE
+        self._held: deque[_Held] = deque()
+        self._latched = ErrorCode.NONE
+        self._late = 0
+        self._effects: list[Effect] = []
+
+    @property
+    def phase(self) -> Phase:
+        return self._phase
+
+    @property
+    def open_parts(self) -> Sequence[OpenPart]:
+        return tuple(self._open.values())
+
+    def feed(self, event: Event, now_ns: int) -> list[Effect]:
+        """What happened, when; what is to be done about it. Raises nothing on any sequence of events."""
+        # A sign of life after the silence limit must not hide the silence.
+        self._let_time_pass(now_ns)
+        match event:
+            case PlcWrote(command):
+                self._seen_ns = now_ns
+                self._plc_wrote(command, now_ns)
+            case PlcGone():
+                self._lose_plc("its connection ended")
+            case StatusCame(status):
+                self._status_came(status, now_ns)
+            case TriggerAnswered(trigger_id, reply):
+                self._answered(trigger_id, reply, now_ns)
+            case ResultCame():
+                self._result_came(event, now_ns)
+            case Tick():
+                pass
+        effects, self._effects = self._effects, []
+        return effects
+
+    def block(self, now_ns: int) -> Block:
+        """What the PLC reads at this moment; whatever ran out of time until now is gone from it."""
+        self._let_time_pass(now_ns)
+        error = self._obstacle(now_ns)
+        bits = 0
+        for bit, on in (
+            (Bits.ONLINE, self._phase is not Phase.OFFLINE and self._fresh(now_ns) is not None),
+            (Bits.TRIGGER_READY, self._phase is Phase.IDLE and error is ErrorCode.NONE),
+            (Bits.TRIGGER_ACK, self._phase is Phase.ACKNOWLEDGED),
+            (Bits.MISSED_ACQUISITION, self._phase is Phase.MISSED),
+            (Bits.SYSTEM_BUSY, bool(self._open)),
+            (Bits.RESULTS_VALID, bool(self._held)),
+            (Bits.BUFFER_OVERRUN, self._latched is ErrorCode.BUFFER_OVERRUN),
+            (Bits.ERROR, error not in (ErrorCode.NONE, ErrorCode.STATION_NOT_READY, ErrorCode.BUFFER_FULL)),
+            (Bits.COMMISSIONING, self.settings.commissioning),
+        ):
+            bits += int(bit) if on else 0
+        return Block(
+            bits=Bits(bits),
+            error=error,
+            trigger_echo=self._echo if self._phase in (Phase.ACKNOWLEDGED, Phase.MISSED) else 0,
+            missed_reason=self._missed_reason if self._phase is Phase.MISSED else ErrorCode.NONE,
+            heartbeat=self._heartbeat,
+            station_state=_STATE_NUMBERS.get(self._heard.status.state, 0) if self._heard else 0,
+            unacknowledged=len(self._held),
+            open_parts=len(self._open),
+            result=shown(self._held[0].result if self._held else None),
+        )
+
+    # -- time ----------------------------------------------------------------------------------------
+
+    def _let_time_pass(self, now_ns: int) -> None:
+        if self._seen_ns is not None and now_ns - self._seen_ns > self.settings.plc_timeout_ns:
+            self._lose_plc("it was silent")
+        if self._heard is not None and self._fresh(now_ns) is None:
+            for part in self.open_parts:
+                self._end_without_verdict(part, ReasonCode.DAEMON_SILENT)
+        for part in self.open_parts:
+            if not inside_window(part, self.settings, now_ns):
+                self._end_without_verdict(part, ReasonCode.WINDOW)
+                self._late += 1
+                if self._late >= _LATE_IN_A_ROW:
+                    self._latched = ErrorCode.LATE
+        for held in self._held:
+            if now_ns > held.until_ns and held.result.verdict in (Verdict.OK, Verdict.COMMISSIONING_OK):
+                self._note(f"part {held.result.acquisition_id}: its OK was not acknowledged in time and is withdrawn")
+                held.result = replace(held.result, verdict=Verdict.WITHDRAWN, reason=ReasonCode.HELD_TOO_LONG)
+
+    def _fresh(self, now_ns: int) -> _Heard | None:
+        """What was heard of the daemon, None when that is too long ago."""
+        heard = self._heard
+        if heard is None or now_ns - heard.at_ns > self.settings.status_timeout_ns:
+            return None
+        return heard
+
+    def _obstacle(self, now_ns: int) -> ErrorCode:
+        """Why no trigger can be taken now, the worst first."""
+        heard = self._fresh(now_ns)
+        if self._latched is not ErrorCode.NONE:
+            return self._latched
+        if heard is None:
+            return ErrorCode.DAEMON_SILENT
+        if heard.moved_ns is None or now_ns - heard.moved_ns > self.settings.heartbeat_timeout_ns:
+            return ErrorCode.HEARTBEAT_STANDS
+        if heard.status.state == Station.ERROR:
+            return ErrorCode.STATION_ERROR
+        if heard.status.mode != "production" and not self.settings.commissioning:
+            return ErrorCode.NOT_PRODUCTION
+        if not heard.status.trigger_ready:
+            return ErrorCode.STATION_NOT_READY
+        return ErrorCode.BUFFER_FULL if len(self._held) >= RESULTS_KEPT else ErrorCode.NONE
+
+    # -- the PLC -------------------------------------------------------------------------------------
+
+    def _signal(self, signal: Signal) -> bool:
+        """Whether the table has a row for it."""
+        following = TABLE.get((self._phase, signal))
+        if following is None:
+            return False
+        self._phase = following
+        return True
+
+    def _lose_plc(self, why: str) -> None:
+        if self._phase is not Phase.OFFLINE:
+            self._note(f"the PLC is gone, {why}; {len(self._open)} parts under way are forgotten")
+        self._seen_ns = None
+        self._signal(Signal.LOST)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nobody waits for these any more; what comes of them later is for the record only."""
+        self._open.clear()
+        self._held.clear()
+        self._asked = None
+        self._late = 0
+
+    def _plc_wrote(self, command: Command, now_ns: int) -> None:
+        before, self._command = self._command, command
+        if command.set_offline:
+            self._signal(Signal.LOST)
+            self._forget()
+            return
+        self._signal(Signal.HEARD)
+        if not command.trigger_enable:
+            self._signal(Signal.DISABLE)
+            self._forget()
+        else:
+            self._signal(Signal.ENABLE)
+        if command.clear_error and not before.clear_error:
+            self._latched, self._late = ErrorCode.NONE, 0
+        self._acknowledge(command.acknowledged_id)
+        if not command.trigger:
+            self._release()
+        elif self._signal(Signal.RAISED):
+            self._raise(command, now_ns)
+
+    def _acknowledge(self, acquisition_id: int) -> None:
+        """The PLC has taken the result that it sees, by its id: the next one may be seen. Any other id is nothing."""
+        if self._held and acquisition_id == self._held[0].result.acquisition_id:
+            self._held.popleft()
+
+    def _release(self) -> None:
+        asked = self._phase is Phase.ASKED
+        if self._signal(Signal.RELEASED) and asked and self._asked is not None:
+            part = self._open.pop(self._asked, None)
+            self._note(f"part {part.acquisition_id if part else '?'}: the PLC took its trigger back before the answer")
+        self._asked = None if self._phase is Phase.IDLE else self._asked
+
+    def _raise(self, command: Command, now_ns: int) -> None:
+        """A trigger. It goes to the daemon whenever that can bind it to a record, also when it will be missed."""
+        self.counts.triggers += 1
+        self._echo = command.acquisition_id
+        heard = self._fresh(now_ns)
+        refusal = self._refusal(command, heard)
+        if refusal is not ErrorCode.NONE or heard is None:
+            self._miss(refusal)
+            return
+        status, job = heard.status, self.settings.jobs.get(command.job_id)
+        trigger_id = f"{command.acquisition_id}-{self._run}-{self.counts.triggers}"
+        self._open[trigger_id] = OpenPart(
+            acquisition_id=command.acquisition_id,
+            trigger_id=trigger_id,
+            job_id=command.job_id,
+            job=job,
+            boot=(status.boot, status.boot_id),
+            recipe_set=status.recipe_set,
+            cameras=frozenset(camera.camera for camera in status.cameras),
+            after_seq=status.last_seq,
+            raised_ns=now_ns,
+        )
+        self._asked = trigger_id
+        self._effects.append(AskDaemon(trigger_id, job.name if job else None))
+
+    def _refusal(self, command: Command, heard: _Heard | None) -> ErrorCode:
+        """Why a trigger is not even passed on."""
+        acquisition_id, job = command.acquisition_id, self.settings.jobs.get(command.job_id)
+        if not 0 < acquisition_id <= LARGEST_ID:
+            return ErrorCode.ID_INVALID
+        if self._withdraw(acquisition_id):
+            return ErrorCode.ID_IN_USE
+        if self._latched is not ErrorCode.NONE:
+            return self._latched
+        if heard is None:
+            return ErrorCode.DAEMON_SILENT
+        if len(self._held) >= RESULTS_KEPT:
+            return ErrorCode.BUFFER_FULL
+        if len(self._open) >= _PARTS_OPEN:
+            return ErrorCode.TOO_MANY_OPEN
+        if command.job_id and job is None:
+            return ErrorCode.JOB_UNKNOWN
+        if job is not None and job.recipe_set is not None and job.recipe_set != heard.status.recipe_set:
+            return ErrorCode.RECIPE_NOT_PINNED
+        return ErrorCode.NONE
+
+    def _withdraw(self, acquisition_id: int) -> bool:
+        """The PLC counts this id anew while an older part still has it: nothing may be said of either."""
+        parts = [part for part in self._open.values() if part.acquisition_id == acquisition_id]
+        held = [held for held in self._held if held.result.acquisition_id == acquisition_id]
+        for part in parts:
+            del self._open[part.trigger_id]
+        for entry in held:
+            self._held.remove(entry)
+        return bool(parts or held)
+
+    def _miss(self, reason: ErrorCode) -> None:
+        self.counts.missed += 1
+        self._missed_reason = reason
+        self._asked = None
+        self._signal(Signal.REFUSED)
+        self._note(f"part {self._echo}: trigger missed, {reason.name}")
+
+    # -- the daemon ----------------------------------------------------------------------------------
+
+    def _status_came(self, status: Status, now_ns: int) -> None:
+        if status.station != self.settings.station:
+            return
+        before, counter = self._heard, path_counter(status)
+        same_boot = before is not None and (before.status.boot, before.status.boot_id) == (status.boot, status.boot_id)
+        moved = before.moved_ns if before is not None and same_boot else None
+        if before is not None and same_boot and counter > before.counter:
+            # Only what the inspecting path counted inside one boot is a beat; a restart alone is none.
+            self._heartbeat, moved = beat(counter), now_ns
+        self._heard = _Heard(status, now_ns, counter, moved)
+        if not same_boot:
+            for part in self.open_parts:
+                if part.boot != (status.boot, status.boot_id):
+                    self._end_without_verdict(part, ReasonCode.DAEMON_RESTARTED)
+
+    def _answered(self, trigger_id: str, reply: TriggerReply | None, now_ns: int) -> None:
+        part = self._open.get(trigger_id)
+        if part is None:
+            return
+        if reply is None or not reply.accepted or not reply.result_id or reply.station != self.settings.station:
+            del self._open[trigger_id]
+            if self._asked == trigger_id:
+                self._miss(ErrorCode.NO_ANSWER if reply is None else ErrorCode.DAEMON_REFUSED)
+            return
+        part.result_id, part.attempt = reply.result_id, reply.attempt
+        if self._asked == trigger_id:
+            self._asked = None
+            self._signal(Signal.TAKEN)
+        if part.early is not None:
+            self._result_came(part.early, now_ns)
+
+    def _result_came(self, came: ResultCame, now_ns: int) -> None:
+        part = next((part for part in self._open.values() if same_trigger(part, came.inspection)), None)
+        if part is None:
+            self.counts.stray += 1
+            return
+        if part.result_id is None:
+            # The daemon's answer is on its way on another socket; without it nothing says whose record this is.
+            part.early = came
+            return
+        why = foreign(part, came, self.settings.station)
+        if why is not None:
+            self.counts.foreign += 1
+            self._note(f"part {part.acquisition_id}: a record of its trigger is passed over, {why}")
+            return
+        self._conclude(part, came.inspection, now_ns)
+
+    def _conclude(self, part: OpenPart, record: Inspection, now_ns: int) -> None:
+        """The one place that sets OK."""
+        self._late = 0
+        verdict, reason = Verdict.NO_VERDICT, ReasonCode.of_wire(record.reason)
+        if record.evaluation == "OK":
+            reason = objection(part, record, self.settings, now_ns)
+            if reason is ReasonCode.NONE:
+                verdict = Verdict.OK
+            elif self.settings.commissioning and reason in (ReasonCode.SIMULATED, ReasonCode.NOT_PRODUCTION):
+                verdict = Verdict.COMMISSIONING_OK
+        elif record.result_state == "Completed" and record.evaluation in ("NotOK", "NotDecidable"):
+            verdict = Verdict.NOT_OK if record.evaluation == "NotOK" else Verdict.NOT_DECIDABLE
+        result = ShownResult(
+            acquisition_id=part.acquisition_id,
+            verdict=verdict,
+            reason=reason,
+            evaluation=_EVALUATIONS.index(record.evaluation),
+            score_permille=_score_permille(record),
+            job_id=part.job_id,
+        )
+        self._end(part, result)
+
+    def _end_without_verdict(self, part: OpenPart, reason: ReasonCode) -> None:
+        if self._asked == part.trigger_id:  # never taken: Missed Acquisition says it, and there is no result
+            del self._open[part.trigger_id]
+            self._miss(ErrorCode.NO_ANSWER)
+            return
+        self._end(part, ShownResult(part.acquisition_id, Verdict.NO_VERDICT, reason, job_id=part.job_id))
+
+    def _end(self, part: OpenPart, result: ShownResult) -> None:
+        del self._open[part.trigger_id]
+        if result.verdict is Verdict.NO_VERDICT:
+            self.counts.no_verdict += 1
+            self._note(f"part {part.acquisition_id}: no verdict, {result.reason.name}")
+        self.counts.ok += result.verdict is Verdict.OK
+        self.counts.not_ok += result.verdict in (Verdict.NOT_OK, Verdict.NOT_DECIDABLE)
+        if len(self._held) >= RESULTS_KEPT:
+            self.counts.overruns += 1
+            self._latched = ErrorCode.BUFFER_OVERRUN
+            self._note(f"part {part.acquisition_id}: its result is lost, {RESULTS_KEPT} wait to be acknowledged")
+            return
+        self._held.append(_Held(result, part.raised_ns + self.settings.hold_ns))
+
+    def _note(self, text: str) -> None:
+        self._effects.append(Note(f"{self.settings.station}: {text}"))
+
+
+def shown(result: ShownResult | None) -> ShownResult:
+    """What stands in the block for the oldest unacknowledged result; nothing of an earlier one remains."""
+    return result if result is not None else ShownResult()
+
+
+def path_counter(status: Status) -> int:
+    """What only the inspecting path advances; of several cameras the one that is furthest behind."""
+    return min((camera.inspected for camera in status.cameras), default=0)
+
+
+def beat(counter: int) -> int:
+    """The counter as the PLC reads it, in 32 bit."""
+    return counter & LARGEST_ID

@@ -1,0 +1,218 @@
+"""The words of the dialogue with a PLC: what it commands, what it reads, and the code words on both."""
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag, StrEnum
+from typing import Final
+
+LARGEST_ID: Final = 0xFFFF_FFFF
+"""Acquisition Ids are the PLC's: 32 bit, 0 is none. After the largest comes 1."""
+
+NO_SCORE: Final = 0xFFFF
+
+
+class Verdict(IntEnum):
+    """The verdict as a code word of 16 bits.
+
+    Words of the Reed-Muller code RM(1, 4): any two differ in at least eight bits, as each does from all zeros and all
+    ones, so that no stuck bit, empty register or broken connection makes an OK. With its bytes swapped OK is none of
+    them.
+    """
+
+    NONE = 0x0000
+    """No result is shown."""
+    OK = 0x6996
+    """Proven good: the one word that releases a part."""
+    NOT_OK = 0x5AA5
+    NOT_DECIDABLE = 0x3CC3
+    NO_VERDICT = 0x33CC
+    """The part was not judged, or nothing proves that it was; the reason says why."""
+    WITHDRAWN = 0x0FF0
+    """Was OK, and was not acknowledged in time."""
+    COMMISSIONING_OK = 0x55AA
+    """OK of pictures that show no part of this line; only with the commissioning switch. Never releases a part."""
+
+
+class ErrorCode(IntEnum):
+    """Why Trigger Ready is low, or why a trigger was missed. Part of the PLC's contract: numbers never change."""
+
+    NONE = 0
+    DAEMON_SILENT = 1
+    """Nothing was heard of the inspection for longer than `status_timeout_ms`: stopped, hung, or not reachable."""
+    HEARTBEAT_STANDS = 2
+    """The daemon speaks, but nothing goes through its inspection."""
+    STATION_ERROR = 3
+    """The station is in Error: camera gone, recipe refused, journal failing. `edge-ctl status` says which."""
+    STATION_NOT_READY = 4
+    """The station takes no trigger now: busy, starting or halted."""
+    NOT_PRODUCTION = 5
+    """The station is set up, shown master parts or bypassed; its results release nothing."""
+    LATE = 6
+    """Three parts in a row had no verdict inside their window. Stays until Clear Error."""
+    BUFFER_OVERRUN = 7
+    """A result came while eight were unacknowledged, and was thrown away. Stays until Clear Error."""
+    BUFFER_FULL = 8
+    """Eight results wait to be acknowledged."""
+    ID_INVALID = 9
+    """Trigger with Acquisition Id 0."""
+    ID_IN_USE = 10
+    """Trigger with the Acquisition Id of a part that is open or whose result was not acknowledged."""
+    JOB_UNKNOWN = 11
+    """Trigger with a Job id that the gateway's configuration does not name."""
+    DAEMON_REFUSED = 12
+    """The daemon did not take the trigger; its record says `missed` and why."""
+    NO_ANSWER = 13
+    """The daemon did not answer the trigger inside the window."""
+    RECIPE_NOT_PINNED = 14
+    """Another recipe set is active than the configuration pins for this job."""
+    TOO_MANY_OPEN = 15
+    """More parts are under way than the gateway follows."""
+    OFFLINE = 16
+    """The PLC set the gateway offline, or was not heard of."""
+
+
+class ReasonCode(IntEnum):
+    """Why a result is not OK. Part of the PLC's contract: numbers never change."""
+
+    NONE = 0
+    # The gateway's own.
+    WINDOW = 1
+    """No verdict inside the window."""
+    DAEMON_SILENT = 2
+    DAEMON_RESTARTED = 3
+    RECIPE_SET = 4
+    """Judged by another recipe set than was active at the trigger."""
+    JOB = 5
+    """Judged by a recipe of another name than the job's."""
+    VIEWS = 6
+    """A camera's view is missing, or there is one too many."""
+    UNPROVEN = 7
+    """Called OK, and its own record does not bear it out."""
+    NOT_JOURNALED = 8
+    NOT_PRODUCTION = 9
+    SIMULATED = 10
+    PROVISIONAL = 11
+    HELD_TOO_LONG = 12
+    """The OK was not acknowledged in time."""
+    # The daemon's, by their words on the wire.
+    LATE = 100
+    NO_FRAME = 101
+    CAMERA = 102
+    FRAME_SIZE = 103
+    MISSING_VIEW = 104
+    SCORE_NOT_FINITE = 105
+    BETWEEN_THRESHOLDS = 106
+    HEALTH = 107
+    """The picture is not one that can be judged: light, focus, contrast, position."""
+    JOB_MISMATCH = 108
+    ENGINE = 109
+    JOURNAL = 110
+    DAEMON_UNPROVEN = 111
+    RESTARTED = 112
+    STOPPED = 113
+    MISSED = 114
+    TRIGGER = 115
+    """Nothing says which pulse, frame and part belong together."""
+    NOT_LOCATED = 116
+    """The part was not found in the picture."""
+    OTHER = 199
+    """A word that this gateway does not know."""
+
+    @classmethod
+    def of_wire(cls, reason: str) -> "ReasonCode":
+        """The code of the daemon's word; a newer daemon's unknown one is OTHER."""
+        for start, code in (("health_", cls.HEALTH), ("missed_", cls.MISSED), ("trigger_", cls.TRIGGER)):
+            if reason.startswith(start):
+                return code
+        named = {"unproven": cls.DAEMON_UNPROVEN, "camera_clock": cls.TRIGGER, "out_of_step": cls.TRIGGER}
+        if reason in named:
+            return named[reason]
+        known = {code.name.lower(): code for code in cls if cls.LATE <= code < cls.OTHER}
+        return known.get(reason, cls.OTHER) if reason else cls.NONE
+
+
+class Bits(IntFlag):
+    """Status word, gateway to PLC."""
+
+    NONE = 0
+    ONLINE = 1 << 0
+    """The gateway hears the daemon and the PLC, and was not set offline."""
+    TRIGGER_READY = 1 << 1
+    TRIGGER_ACK = 1 << 2
+    """The trigger of the echoed id was taken; stays until Trigger is low."""
+    MISSED_ACQUISITION = 1 << 3
+    """The trigger of the echoed id was not taken; stays until Trigger is low."""
+    SYSTEM_BUSY = 1 << 4
+    """At least one part is under way."""
+    RESULTS_VALID = 1 << 5
+    BUFFER_OVERRUN = 1 << 6
+    ERROR = 1 << 7
+    COMMISSIONING = 1 << 8
+    """The commissioning switch is on: the word COMMISSIONING_OK may appear."""
+
+
+class CommandBits(IntFlag):
+    """Command word, PLC to gateway."""
+
+    NONE = 0
+    TRIGGER_ENABLE = 1 << 0
+    TRIGGER = 1 << 1
+    CLEAR_ERROR = 1 << 2
+    SET_OFFLINE = 1 << 3
+
+
+class Station(StrEnum):
+    """States of OPC 40100-1 as the daemon names them, in the order of their numbers in the block (from 1)."""
+
+    PREOPERATIONAL = "Preoperational"
+    HALTED = "Halted"
+    ERROR = "Error"
+    INITIALIZED = "Initialized"
+    READY = "Ready"
+    SINGLE_EXECUTION = "SingleExecution"
+    CONTINUOUS_EXECUTION = "ContinuousExecution"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What the PLC writes, all of it in one request.
+
+    acquisition_id: of the part that Trigger is for; acknowledged_id: Inspection Results Ack, the id of the result that
+    the PLC has taken, 0 for none; job_id: number of the product, 0 where the PLC leaves it to the operator.
+    """
+
+    trigger_enable: bool = False
+    trigger: bool = False
+    clear_error: bool = False
+    set_offline: bool = False
+    job_id: int = 0
+    acquisition_id: int = 0
+    acknowledged_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ShownResult:
+    """The result that the PLC may read. evaluation: as in OPC 40001-101; score_permille: worst view's score in
+    thousandths of its threshold, at most 65534, 65535 where there is none."""
+
+    acquisition_id: int = 0
+    verdict: Verdict = Verdict.NONE
+    reason: ReasonCode = ReasonCode.NONE
+    evaluation: int = 0
+    score_permille: int = NO_SCORE
+    job_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What the PLC reads, all of it in one request. trigger_echo: id of the trigger that Trigger Ack or Missed
+    Acquisition speak of; missed_reason: why that one was missed; station_state: 1 to 7, 0 when unknown."""
+
+    bits: Bits = Bits.NONE
+    error: ErrorCode = ErrorCode.NONE
+    trigger_echo: int = 0
+    missed_reason: ErrorCode = ErrorCode.NONE
+    heartbeat: int = 0
+    station_state: int = 0
+    unacknowledged: int = 0
+    open_parts: int = 0
+    result: ShownResult = ShownResult()
