@@ -19,7 +19,8 @@ def test_the_bench_measures_the_real_daemon_and_tells_every_stage(small_line, ca
     assert figures.keys() >= KEYS
     assert figures["provider"] == "CPUExecutionProvider"
     assert {"prepare", "model", "search", "record", "journal", "publish"} <= figures["stages_ms"].keys()
-    assert figures["search"].keys() == {"engine", "ms", "flat_ms", "exact_searches"}
+    assert figures["search"].keys() == {"engine", "why", "ms", "flat_ms", "exact_searches"}
+    assert figures["search"]["why"] in ("measured", "rule: nothing to choose from")
     latency = figures["latency_ms"]
     assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"]
     assert latency["ideal_p99"] > 0
