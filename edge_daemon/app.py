@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -17,15 +18,18 @@ from edge_daemon import __version__
 from edge_daemon.artefact.store import Store
 from edge_daemon.cameras.open import make_camera
 from edge_daemon.config import Config, config_digest
+from edge_daemon.edges.archive import Archive, ArchiveJob
 from edge_daemon.edges.clock import SystemClock
 from edge_daemon.edges.journal import Boot, Intent, Journal
 from edge_daemon.edges.publisher import Publisher, PublisherConfig
 from edge_daemon.edges.records import Records
 from edge_daemon.edges.replay import ReplayDesk
+from edge_daemon.edges.retention import Retention, Rules
 from edge_daemon.edges.server import CONTROL, REPLAY, TRIGGERS, RequestServer
 from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
 from edge_daemon.errors import EdgeError, JournalError
+from edge_daemon.pipeline.archived import archived_pictures
 from edge_daemon.pipeline.compute import Compute
 from edge_daemon.pipeline.control import ControlDesk, TriggerDesk
 from edge_daemon.pipeline.health import HealthDesk
@@ -145,6 +149,19 @@ class Daemon:
         )
         self._pictures.start()
         stack.callback(self._pictures.close)
+
+        self._archive = Archive(config.archive_path, int(config.archive.min_free_gb * 1e9), self._fatal)
+        self._archive.open()
+        stack.callback(self._archive.close)
+        retention = Retention(
+            self._journal,
+            config.archive_path,
+            Rules(config.journal.keep_days, config.journal.keep_not_ok_days, int(config.journal.max_gb * 1e9)),
+            Rules(config.archive.keep_days, config.archive.keep_not_ok_days, int(config.archive.max_gb * 1e9)),
+            on_fatal=self._fatal,
+        )
+        retention.open()
+        stack.callback(retention.close)
 
         outbox = _Outbox(self._journal, self._records, self._way_out)
         for name, station in config.stations.items():
@@ -383,6 +400,12 @@ class Daemon:
 
     def _make_pictures(self, inspection: OpenInspection, record: Inspection) -> None:
         """Only for somebody: scaling and encoding take the cores that the next part needs."""
+        keep, ok = self._config.archive.keep, record.evaluation == "OK"
+        if keep == "always" or (keep == "not_ok" and not ok):
+            day = datetime.fromisoformat(record.times.utc).date()
+            self._archive.submit(
+                ArchiveJob(record.station, day, ok, record.result_id, lambda: archived_pictures(inspection))
+            )
         if self._publisher.images_wanted:
             self._pictures.submit(inspection, record)
 
@@ -420,6 +443,7 @@ class Daemon:
             "records": asdict(self._records.stats()),
             "publisher": asdict(self._publisher.stats()),
             "pictures_dropped": self._pictures.dropped,
+            "archive": asdict(self._archive.stats()),
         }
 
 

@@ -150,6 +150,33 @@ class JournalConfig(Section):
     commit_budget_ms: Annotated[Number, Field(gt=0, le=10_000)] = 200
     """How long a record may take to reach the disk, in milliseconds. Past it the verdict is withdrawn
     and the part fails, because nothing would prove it."""
+    keep_days: Annotated[Number, Field(gt=0, le=36_500)] = 3_650
+    """How long records of OK parts are kept, in days. What was removed is answered with `gone`."""
+    keep_not_ok_days: Annotated[Number, Field(gt=0, le=36_500)] = 3_650
+    """How long records of all other parts are kept, in days."""
+    max_gb: Annotated[Number, Field(gt=0, le=100_000)] = 20
+    """Most space for records, in gigabytes; a million take about 2. Past it the oldest records of OK parts are removed
+    first, and others only when there are none."""
+
+
+class ArchiveConfig(Section):
+    """Pictures kept as files on this PC, named by the id of their result: the full frame and the heat over it. Never at
+    the cost of a verdict: what its queue cannot take is dropped and counted."""
+
+    keep: Literal["never", "not_ok", "always"] = "never"
+    """Pictures of which parts, among those that `images.publish` of the station chooses; `not_ok` means every part
+    that is not OK."""
+    path: Path | None = None
+    """The folder; `archive` in the state folder by default."""
+    keep_days: Annotated[Number, Field(gt=0, le=36_500)] = 30
+    """How long pictures of OK parts are kept, in days."""
+    keep_not_ok_days: Annotated[Number, Field(gt=0, le=36_500)] = 365
+    """How long pictures of all other parts are kept, in days."""
+    max_gb: Annotated[Number, Field(gt=0, le=100_000)] = 50
+    """Most space for pictures, in gigabytes. Past it whole days are removed: the oldest of OK parts first, others only
+    when there are none."""
+    min_free_gb: Annotated[Number, Field(ge=0, le=100_000)] = 2
+    """With less free space than this on the disk, in gigabytes, no picture is kept: records come first."""
 
 
 class StoreConfig(Section):
@@ -267,6 +294,8 @@ class Config(Section):
     """What computes."""
     journal: JournalConfig = JournalConfig()
     """The record of every trigger."""
+    archive: ArchiveConfig = ArchiveConfig()
+    """Pictures kept on this PC."""
     store: StoreConfig = StoreConfig()
     """Where imported recipes are kept."""
     cameras: Annotated[dict[TableName, CameraConfig], Field(min_length=1)]
@@ -278,6 +307,11 @@ class Config(Section):
     def journal_path(self) -> Path:
         """The SQLite file of the journal."""
         return self.journal.path or self.state_dir / "journal.sqlite"
+
+    @property
+    def archive_path(self) -> Path:
+        """The folder of archived pictures."""
+        return self.archive.path or self.state_dir / "archive"
 
     @property
     def engines_path(self) -> Path:
@@ -402,6 +436,7 @@ def _anchor_paths(raw: Table, base: Path) -> None:
 
     anchor(raw, "state_dir")
     anchor(raw.get("journal"), "path")
+    anchor(raw.get("archive"), "path")
     anchor(raw.get("store"), "path")
     for camera in _tables(raw.get("cameras")):
         if camera.get("kind") == "gentl":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol, get_args
 
 from edge_daemon.core.decision import Evaluation, Reason, ResultState
+from edge_daemon.edges.journal_chain import Head, amendment_body, append, gone_body, read_head
 from edge_daemon.edges.journal_file import (
     JournalBusyError,
     JournalDamagedError,
@@ -45,6 +46,7 @@ __all__ = [
     "JournalDamagedError",
     "JournalStats",
     "KnownBoot",
+    "OldRecord",
     "OutcomeTwiceError",
     "Replay",
     "Seen",
@@ -162,6 +164,16 @@ class Entry:
     result_id: str
     header: bytes
     amendments: tuple[Amendment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OldRecord:
+    """What retention needs to know of a record. utc: of the trigger's arrival, ISO 8601."""
+
+    number: int
+    station: str
+    utc: str
+    evaluation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +303,7 @@ class Journal:
         self._numbers = _Numbers()
         self._closing = False
         self._tried_last = False
+        self._head: Head | None = None
         self._boot: Boot | None = None
         self._file: OpenedFile | None = None
         self._reader: sqlite3.Connection | None = None
@@ -310,6 +323,7 @@ class Journal:
         try:
             try:
                 boot = self._begin_boot(opened)
+                self._head = read_head(opened.connection)
             except sqlite3.Error as exc:
                 raise explain(exc, self._path) from exc
             self._reader = open_for_reading(self._path, self._busy_timeout_ms)
@@ -564,10 +578,43 @@ class Journal:
         if refused is not None and on_durable is not None:
             on_durable(refused)
 
+    def remove(self, numbers: Sequence[int], on_durable: Callable[[JournalError | None], None]) -> None:
+        """Removes records by their number in the journal (`oldest`), with their amendments; a replay of them answers
+        `gone` from then on. A few hundred at once: everything else waits for the same commit. Called back like
+        `intend`."""
+        with self._wake:
+            refused = self._enqueue(_Remove(tuple(numbers), on_durable))
+        if refused is not None:
+            on_durable(refused)
+
+    def oldest(self, limit: int, after: int = 0) -> tuple[OldRecord, ...]:
+        """The oldest records, in the order in which they were written. Raises JournalError."""
+        with self._replay() as connection:
+            rows = connection.execute(
+                "SELECT id, station, json_extract(CAST(header AS TEXT), '$.times.utc'), "
+                "json_extract(CAST(header AS TEXT), '$.evaluation') FROM record WHERE id > ? ORDER BY id LIMIT ?",
+                (after, limit),
+            ).fetchall()
+        return tuple(OldRecord(number, station, utc or "", evaluation) for number, station, utc, evaluation in rows)
+
+    def size_bytes(self) -> int:
+        """What the records take, without pages that are free. Raises JournalError."""
+        with self._replay() as connection:
+            pages, free, size = (
+                connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        return int((pages - free) * size)
+
     @property
     def failing(self) -> str:
         """Why the last commit failed; empty while the disk takes records. Cheap, for every status."""
         return self._numbers.failing
+
+    @property
+    def head(self) -> str:
+        """Newest link of the hash chain that is durable, `NUMBER:HASH`. Cheap, for every status."""
+        return str(self._head) if self._head is not None else ""
 
     def stats(self) -> JournalStats:
         """Counters of this boot; commit times over the last 1,024 commits."""
@@ -682,6 +729,8 @@ class Journal:
                 for work in batch.work:
                     work.write(connection)
                 self._write_debts(connection, batch)
+                head = read_head(connection)
+            self._head = head
             return {}
         except _REFUSALS:
             pass  # one of them: once more, each by itself
@@ -691,6 +740,8 @@ class Journal:
                 if refusal := _try_alone(connection, work):
                     refused[index] = refusal
             self._write_debts(connection, batch)
+            head = read_head(connection)
+        self._head = head
         return refused
 
     def _write_debts(self, connection: sqlite3.Connection, batch: _Batch) -> None:
@@ -859,10 +910,7 @@ class _Withdraw:
             raise sqlite3.IntegrityError("another outcome was recorded first")
         elif bytes(row[3]) != self.header:
             body = {"superseded_by": self.header.decode()}
-            connection.execute(
-                "INSERT INTO amendment (result_id, kind, utc, body) VALUES (?, 'journal', ?, ?)",
-                (told.result_id, utc_now(), json.dumps(body)),
-            )
+            _insert_amendment(connection, told.result_id, "journal", utc_now(), json.dumps(body))
 
 
 @dataclass(slots=True)
@@ -874,16 +922,49 @@ class _Amend:
     on_durable: Callable[[JournalError | None], None] | None
 
     def write(self, connection: sqlite3.Connection) -> None:
-        connection.execute(
-            "INSERT INTO amendment (result_id, kind, utc, body) VALUES (?, ?, ?, ?)",
-            (self.result_id, self.kind, self.utc, self.body),
-        )
+        _insert_amendment(connection, self.result_id, self.kind, self.utc, self.body)
 
     def done(self, error: JournalError | None) -> None:
         if self.on_durable is not None:
             self.on_durable(error)
         elif error is not None:
             log.error("the %s amendment of %s is not recorded: %s", self.kind, self.result_id, error)
+
+
+@dataclass(slots=True)
+class _Remove:
+    """Retention: single records, oldest first. Neighbouring tombstones grow together."""
+
+    numbers: tuple[int, ...]
+    on_durable: Callable[[JournalError | None], None]
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        for number in self.numbers:
+            row = connection.execute(
+                "SELECT station, boot, seq, result_id FROM record WHERE id = ?", (number,)
+            ).fetchone()
+            if row is None:
+                continue
+            station, boot, seq, result_id = row
+            connection.execute("DELETE FROM amendment WHERE result_id = ?", (result_id,))
+            connection.execute("DELETE FROM record WHERE id = ?", (number,))
+            self._bury(connection, station, boot, seq)
+
+    @staticmethod
+    def _bury(connection: sqlite3.Connection, station: str, boot: int, seq: int) -> None:
+        first = last = seq
+        rows = connection.execute(
+            "SELECT id, first, last FROM gone WHERE station = ? AND boot = ? AND why = 'pruned' "
+            "AND (last = ? OR first = ?)",
+            (station, boot, seq - 1, seq + 1),
+        ).fetchall()
+        for number, begin, end in rows:
+            first, last = min(first, begin), max(last, end)
+            connection.execute("DELETE FROM gone WHERE id = ?", (number,))
+        _mark_gone(connection, station, boot, first, last, "pruned")
+
+    def done(self, error: JournalError | None) -> None:
+        self.on_durable(error)
 
 
 @dataclass(slots=True)
@@ -912,9 +993,12 @@ class _Prune:
 
 
 def _insert_record(connection: sqlite3.Connection, inspection: Inspection, header: bytes) -> None:
+    number, previous, chain = append(connection, "record", header)
     connection.execute(
-        "INSERT INTO record (station, boot, seq, result_id, trigger_id, attempt, header) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO record (id, station, boot, seq, result_id, trigger_id, attempt, header, previous, chain) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
+            number,
             inspection.station,
             inspection.boot,
             inspection.seq,
@@ -922,14 +1006,26 @@ def _insert_record(connection: sqlite3.Connection, inspection: Inspection, heade
             inspection.trigger_id,
             inspection.attempt,
             header,
+            previous,
+            chain,
         ),
     )
     connection.execute("DELETE FROM intent WHERE result_id = ?", (inspection.result_id,))
 
 
-def _mark_gone(connection: sqlite3.Connection, station: str, boot: int, first: int, last: int, why: str) -> None:
+def _insert_amendment(connection: sqlite3.Connection, result_id: str, kind: str, utc: str, body: str) -> None:
+    link = append(connection, "amendment", amendment_body(result_id, kind, utc, body))
     connection.execute(
-        "INSERT INTO gone (station, boot, first, last, why) VALUES (?, ?, ?, ?, ?)", (station, boot, first, last, why)
+        "INSERT INTO amendment (result_id, kind, utc, body, id, previous, chain) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (result_id, kind, utc, body, *link),
+    )
+
+
+def _mark_gone(connection: sqlite3.Connection, station: str, boot: int, first: int, last: int, why: str) -> None:
+    link = append(connection, "gone", gone_body(station, boot, first, last, why))
+    connection.execute(
+        "INSERT INTO gone (station, boot, first, last, why, id, previous, chain) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (station, boot, first, last, why, *link),
     )
 
 

@@ -17,7 +17,7 @@ from edge_daemon.errors import JournalError
 log = logging.getLogger(__name__)
 
 APPLICATION_ID: Final = 0x45444A31  # "EDJ1", so that no other program's database is taken for a journal
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 PAGE_BYTES: Final = 4096
 
 # `intent` holds open intents only: the transaction that writes a record removes its intent, so that what a crash
@@ -47,6 +47,8 @@ CREATE TABLE record (
     trigger_id TEXT NOT NULL,
     attempt INTEGER NOT NULL,
     header BLOB NOT NULL,
+    previous BLOB,
+    chain BLOB,
     UNIQUE (station, boot, seq)
 ) STRICT;
 CREATE INDEX record_by_trigger ON record (station, trigger_id);
@@ -55,21 +57,68 @@ CREATE TABLE amendment (
     result_id TEXT NOT NULL,
     kind TEXT NOT NULL,
     utc TEXT NOT NULL,
-    body TEXT NOT NULL
+    body TEXT NOT NULL,
+    previous BLOB,
+    chain BLOB
 ) STRICT;
 CREATE INDEX amendment_by_result ON amendment (result_id);
 CREATE TABLE gone (
+    id INTEGER PRIMARY KEY,
     station TEXT NOT NULL,
     boot INTEGER NOT NULL REFERENCES boot (number),
     first INTEGER NOT NULL,
     last INTEGER NOT NULL,
-    why TEXT NOT NULL
+    why TEXT NOT NULL,
+    previous BLOB,
+    chain BLOB
 ) STRICT;
 CREATE INDEX gone_by_station ON gone (station, boot);
+CREATE TABLE chain (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    since INTEGER NOT NULL,
+    links INTEGER NOT NULL,
+    head BLOB NOT NULL
+) STRICT;
+INSERT INTO chain VALUES (1, 0, 0, zeroblob(32));
 CREATE TRIGGER record_is_final BEFORE UPDATE ON record
 BEGIN SELECT RAISE(ABORT, 'records are never changed, only amended'); END;
 CREATE TRIGGER amendment_is_final BEFORE UPDATE ON amendment
 BEGIN SELECT RAISE(ABORT, 'amendments are never changed'); END;
+"""
+
+
+# Layout 1 had no hash chain; what it holds stays as it is, and the chain begins after it.
+_FROM_LAYOUT_1: Final = """
+ALTER TABLE record ADD COLUMN previous BLOB;
+ALTER TABLE record ADD COLUMN chain BLOB;
+ALTER TABLE amendment ADD COLUMN previous BLOB;
+ALTER TABLE amendment ADD COLUMN chain BLOB;
+ALTER TABLE gone RENAME TO gone_1;
+DROP INDEX gone_by_station;
+CREATE TABLE gone (
+    id INTEGER PRIMARY KEY,
+    station TEXT NOT NULL,
+    boot INTEGER NOT NULL REFERENCES boot (number),
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    why TEXT NOT NULL,
+    previous BLOB,
+    chain BLOB
+) STRICT;
+INSERT INTO gone (station, boot, first, last, why) SELECT station, boot, first, last, why FROM gone_1;
+DROP TABLE gone_1;
+CREATE INDEX gone_by_station ON gone (station, boot);
+CREATE TABLE chain (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    since INTEGER NOT NULL,
+    links INTEGER NOT NULL,
+    head BLOB NOT NULL
+) STRICT;
+INSERT INTO chain SELECT 1, newest, newest, zeroblob(32) FROM (SELECT max(
+    (SELECT coalesce(max(id), 0) FROM record),
+    (SELECT coalesce(max(id), 0) FROM amendment),
+    (SELECT coalesce(max(id), 0) FROM gone)) AS newest);
+PRAGMA user_version=2;
 """
 
 
@@ -243,7 +292,7 @@ def _prepare(
             raise JournalDamagedError("its header is not that of a journal")
         raise JournalError(f"{path} is the database of another program; name another path for the journal")
     version = pragma("user_version")
-    if tables and version != LAYOUT_VERSION:
+    if tables and version not in (1, LAYOUT_VERSION):
         raise JournalError(
             f"the journal {path} has layout {version}, this edge-daemon knows {LAYOUT_VERSION}; "
             "install the version that wrote it, or name another path"
@@ -262,6 +311,9 @@ def _prepare(
             f"BEGIN IMMEDIATE; {_LAYOUT} PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={LAYOUT_VERSION};"
             "COMMIT;"
         )
+    elif version == 1:
+        log.warning("the journal %s gets a hash chain (layout %d)", path, LAYOUT_VERSION)
+        connection.executescript(f"BEGIN IMMEDIATE; {_FROM_LAYOUT_1} COMMIT;")
 
 
 def _move_aside(path: Path) -> Path:

@@ -594,8 +594,8 @@ def test_a_journal_of_a_newer_version_is_refused(path: Path) -> None:
     with opened(path):
         pass
     with contextlib.closing(sqlite3.connect(path)) as other:
-        other.execute("PRAGMA user_version = 2")
-    with pytest.raises(JournalError, match="layout 2"):
+        other.execute("PRAGMA user_version = 3")
+    with pytest.raises(JournalError, match="layout 3"):
         Journal(path, "l").open()
 
 
