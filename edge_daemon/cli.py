@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from edge_daemon import __version__
 from edge_daemon.errors import ConfigError, EdgeError
+from edge_daemon.journal_cli import add_journal
 from edge_daemon.threads import set_thread_environment
 
 # As in sysexits.h: systemd restarts after a failure, but not after these (RestartPreventExitStatus).
@@ -47,6 +48,7 @@ examples:
   edge-daemon schema config > edge.schema.json      for an editor that completes keys
   edge-daemon cameras --config edge.toml            which cameras answer, and which do not?
   edge-daemon grab --camera top --config edge.toml --out top.png     what does it see?
+  edge-daemon journal verify --config edge.toml     are the records complete and unchanged?
   edge-daemon doctor --config edge.toml             why is it slow, or why does it lose frames?
   edge-daemon bench --recipe bottle.recipe --images good/     what can this PC do?
 """
@@ -184,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     engines.set_defaults(run=_engines)
 
     _add_bench(commands)
+    add_journal(commands, _add_config)
     _add_store(commands.add_parser("store", help="import and list recipes", allow_abbrev=False))
     return parser
 

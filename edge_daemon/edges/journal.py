@@ -50,6 +50,8 @@ __all__ = [
     "OutcomeTwiceError",
     "Replay",
     "Seen",
+    "effective_header",
+    "read_amendments",
 ]
 
 log = logging.getLogger(__name__)
@@ -1096,13 +1098,23 @@ def _last_known(connection: sqlite3.Connection, station: str, boot: int) -> int:
     return int(row[0] or 0)
 
 
-def _entry(connection: sqlite3.Connection, seq: int, result_id: str, header: bytes) -> Entry:
+def read_amendments(connection: sqlite3.Connection, result_id: str) -> tuple[Amendment, ...]:
+    """Of one record, oldest first. Raises sqlite3.Error."""
     rows = connection.execute("SELECT kind, utc, body FROM amendment WHERE result_id = ? ORDER BY id", (result_id,))
-    amendments = tuple(Amendment(kind, utc, json.loads(body)) for kind, utc, body in rows)
+    return tuple(Amendment(kind, utc, json.loads(body)) for kind, utc, body in rows)
+
+
+def effective_header(header: bytes, amendments: Sequence[Amendment]) -> bytes:
+    """What the wire said: a record that was withdrawn after all is superseded by an amendment."""
     for amendment in amendments:
         if amendment.kind == "journal" and "superseded_by" in amendment.body:
             header = amendment.body["superseded_by"].encode()
-    return Entry(seq, result_id, bytes(header), amendments)
+    return bytes(header)
+
+
+def _entry(connection: sqlite3.Connection, seq: int, result_id: str, header: bytes) -> Entry:
+    amendments = read_amendments(connection, result_id)
+    return Entry(seq, result_id, effective_header(header, amendments), amendments)
 
 
 def _holes(present: Sequence[int], first: int, last: int) -> tuple[tuple[int, int], ...]:
