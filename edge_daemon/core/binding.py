@@ -173,9 +173,8 @@ class FrameBinder(Generic[FrameT]):
         """A pulse for this part was, is, or will be given. refused: its trigger was not accepted (missed), but the
         exposure will take place all the same and must not be taken for another part's."""
         decisions: list[Decision[FrameT]] = []
+        self._begin_after_silence()
         self._ordinals += 1
-        if not self._in_step and self._silent:
-            self._in_step, self._reference, self._first, self._last_count = True, None, self._ordinals, None
         self._last_event_ns = max(self._last_event_ns, at_ns)
         ended = refused or not self._in_step
         if ended and not refused:
@@ -187,6 +186,7 @@ class FrameBinder(Generic[FrameT]):
 
     def exposed(self, exposed: Exposed[FrameT], now_ns: int) -> list[Decision[FrameT]]:
         """A complete frame has arrived, and is handed in now."""
+        self._begin_after_silence()
         self._last_event_ns = max(self._last_event_ns, now_ns)
         decisions = self._decide_due(now_ns)
         interval = self._when(exposed)
@@ -305,6 +305,11 @@ class FrameBinder(Generic[FrameT]):
 
     def _open(self) -> list[_Announcement]:
         return [announcement for announcement in self._announced if announcement.bound or not announcement.ended]
+
+    def _begin_after_silence(self) -> None:
+        """The next announcement and the next frame belong together, whichever comes first."""
+        if not self._in_step and self._silent:
+            self._in_step, self._reference, self._first, self._last_count = True, None, self._ordinals + 1, None
 
     @property
     def _silent(self) -> bool:

@@ -232,6 +232,16 @@ def test_frames_that_lie_in_a_buffer_while_nobody_fetches_them_are_no_silence() 
     assert binder.in_step
 
 
+def test_after_silence_a_frame_may_come_before_its_announcement() -> None:
+    window = replace(WINDOW, earliest_ns=-20 * MS, quiet_ns=60 * MS)
+    binder: FrameBinder[str] = FrameBinder(window, 0)
+    binder.tick(100 * MS)
+    assert binder.exposed(Exposed("of 1", 1, 106 * MS, 101 * MS), 106 * MS) == []
+    assert binder.announce("1", 115 * MS) == []
+    assert binder.tick(122 * MS) == [Bound("1", "of 1")]
+    assert binder.tick(170 * MS) == [Confirmed("1")]
+
+
 def test_a_frame_that_is_handed_in_late_is_still_its_own_parts() -> None:
     """Whoever fetches frames was held up; announcements and other frames alone give no part up."""
     binder: FrameBinder[str] = FrameBinder(WINDOW, 0)
@@ -316,3 +326,28 @@ def test_no_lasting_shift_of_clock_or_delay_ever_shifts_the_verdicts(
     shifted = [replace(p, clock_off=shift) if by_clock else replace(p, delay=p.delay + max(0, shift)) for p in pulses]
     plant = Plant(clock=by_clock).run([*undisturbed(clean + 1), *shifted])
     assert not plant.wrong
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            Pulse,
+            period=st.sampled_from([PERIOD, PERIOD, PERIOD, 100 * MS]),
+            wait=st.integers(-5 * MS, 5 * MS),
+            delay=st.integers(2 * MS, 20 * MS),
+            announced=st.sampled_from([True] * 9 + [False]),
+            refused=st.sampled_from([False] * 9 + [True]),
+            seen_by_camera=st.sampled_from([True] * 9 + [False]),
+            frame_lost=st.sampled_from([False] * 9 + [True]),
+            frames=st.sampled_from([1] * 9 + [2]),
+        ),
+        max_size=20,
+    ),
+    st.booleans(),
+)
+def test_announcements_that_come_after_their_pulses_shift_no_verdict_either(pulses: list[Pulse], clock: bool) -> None:
+    plant = Plant(window=replace(WINDOW, earliest_ns=-5 * MS), clock=clock).run(pulses)
+    assert not plant.wrong
+    announced = {part for part, p in enumerate(pulses, 1) if p.announced and not p.refused}
+    assert set(plant.bound) | set(plant.unbound) == announced

@@ -1,6 +1,7 @@
 """A station in virtual time: every trigger ends in exactly one record, and nothing unjudged is OK."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edge_daemon.config import StationConfig
+from edge_daemon.core.binding import BindFault
 from edge_daemon.core.clock import UtcAnchor
 from edge_daemon.core.decision import Evaluation, Evidence, Reason, ViewVerdict
 from edge_daemon.core.frame import Frame
@@ -75,10 +77,14 @@ def live_recipes(cameras: tuple[str, ...], digest: str = "d" * 64) -> LiveRecipe
 class Line:
     """A station with everything around it in the test's hand."""
 
-    def __init__(self, cameras: tuple[str, ...] = ("top",), **config: object) -> None:
+    def __init__(self, cameras: tuple[str, ...] = ("top",), exposures: int = 1, **config: object) -> None:
         self.clock = FakeClock()
         self.outbox = FakeOutbox()
-        views = [{"camera": camera, "recipe": "bottle"} for camera in cameras]
+        views = [
+            {"camera": camera, "recipe": "bottle", "exposure": exposure + 1}
+            for camera in cameras
+            for exposure in range(exposures)
+        ]
         settings = StationConfig.model_validate({"views": views, "deadline_ms": 100, "queue": 1, **config})
         identity = Identity("line1", 1, "boot", "test", "digest")
         self.station = Station("st1", settings, identity, self.clock, self.outbox)
@@ -95,7 +101,7 @@ class Line:
         self.cameras = cameras
 
     def ready(self) -> "Line":
-        self.station.activate(live_recipes(self.cameras))
+        self.station.activate(live_recipes(self.station.views))
         for camera in self.cameras:
             self.station.camera_up(camera)
         return self
@@ -124,6 +130,56 @@ class Line:
 
     def ready_now(self) -> bool:
         return self.station.status("", 0.0, None, 0).trigger_ready
+
+
+class PulsedLine(Line):
+    """A station whose parts are announced, and pulses that bring frames: 1 ms to 5 ms from the announcement to the
+    exposure, 2 ms to 20 ms on to the frame."""
+
+    def __init__(self, cameras: tuple[str, ...] = ("top",), **config: object) -> None:
+        times = {"earliest_ms": 1, "latest_ms": 5, "shortest_delay_ms": 2, "longest_delay_ms": 20, "quiet_ms": 700}
+        super().__init__(cameras, trigger="hardware", hardware=times, **config)
+        self.exposures = dict.fromkeys(cameras, 0)
+
+    def ready(self) -> "PulsedLine":
+        super().ready()
+        self.silence()
+        return self
+
+    def wait(self, ms: float) -> None:
+        """Time passes, and the readers look whether there is a frame."""
+        until = self.clock.now + round(ms * MS)
+        while self.clock.now < until:
+            self.clock.now = min(until, self.clock.now + 10 * MS)
+            for camera in self.cameras:
+                self.station.pulses_fetched(camera, self.clock.now)
+
+    def silence(self) -> None:
+        self.wait(720)
+
+    def exposed(self, camera: str = "top", part: int = 0, lost: bool = False, off_ms: float = 0) -> None:
+        """An exposure of 3 ms ago is complete; its pixels say which part lay there."""
+        frame = self.picture(camera, part, off_ms)
+        if not lost:
+            self.station.frame_of_pulse(camera, frame)
+
+    def picture(self, camera: str, part: int, off_ms: float = 0) -> Frame:
+        self.exposures[camera] += 1
+        number, exposed_ns = self.exposures[camera], self.clock.now - 3 * MS + round(off_ms * MS)
+        pixels = np.full((2, 2, 3), part % 256, np.uint8)
+        return Frame(camera, number, pixels, self.clock.now, device_frame_id=number, exposed_ns=exposed_ns)
+
+    def part(self, number: int, camera: str = "top", **more: Any) -> None:
+        """One part, announced and exposed."""
+        self.trigger(str(number))
+        self.wait(6)
+        self.exposed(camera, number, **more)
+
+    def alarms(self) -> str:
+        return " ".join(self.station.status("", 0.0, None, 0).alarms)
+
+    def reasons(self) -> dict[str, str]:
+        return {record.trigger_id: record.reason or record.evaluation for record in self.outbox.records}
 
 
 def test_a_good_part_is_ok_once_its_frame_was_judged_in_time() -> None:
@@ -421,3 +477,286 @@ def test_a_free_running_station_that_is_only_busy_keeps_its_standing() -> None:
     assert line.station.standing == fit
     line.station.halt()
     assert not line.station.standing[0]
+
+
+# -- several exposures of one part --------------------------------------------------------------------
+
+
+def test_two_exposures_of_one_camera_are_two_views_and_the_worst_rules() -> None:
+    line = Line(exposures=2).ready()
+    line.trigger()
+    assert [camera for camera, _ in line.requests] == ["top"], "its reader takes both, one after the other"
+    inspection = line.requests[0][1]
+    for number, (view, evaluation) in enumerate([("top", Evaluation.OK), ("top#2", Evaluation.NOT_OK)]):
+        line.station.frame_arrived(inspection, view, Frame("top", number + 1, np.zeros((2, 2, 3), np.uint8), 0))
+        line.judged(evaluation, number)
+    assert line.last.evaluation == "NotOK"
+    assert [(v.view, v.camera, v.evaluation, v.frame_ids) for v in line.last.views] == [
+        ("top", "top", "OK", (1,)),
+        ("top#2", "top", "NotOK", (2,)),
+    ]
+
+
+def test_an_exposure_that_is_missing_is_never_ok() -> None:
+    line = Line(exposures=2).ready()
+    line.trigger()
+    line.frame()
+    line.judged(Evaluation.OK)
+    assert line.outbox.records == []
+    line.station.camera_down("top", "gone")
+    assert (line.last.evaluation, line.last.result_state, line.last.reason) == ("Undefined", "Failed", "camera")
+    assert [v.evaluation for v in line.last.views] == ["OK", "Undefined"]
+
+
+def test_status_names_the_views_that_every_judged_part_has() -> None:
+    assert Line(exposures=3).ready().station.status("", 0.0, None, 0).views == ("top", "top#2", "top#3")
+
+
+# -- pulses on a wire -----------------------------------------------------------------------------------
+
+
+def test_a_station_with_pulses_is_ready_after_silence_and_not_before() -> None:
+    line = PulsedLine()
+    Line.ready(line)
+    assert not line.ready_now()
+    assert "out of step top" in line.alarms()
+    assert "stop the parts" in line.alarms()
+    line.silence()
+    assert line.ready_now()
+    assert line.alarms() == ""
+
+
+def test_the_verdict_of_a_pulse_waits_until_no_second_frame_can_turn_up() -> None:
+    line = PulsedLine().ready()
+    line.part(1)
+    line.judged(Evaluation.OK)
+    assert line.outbox.records == [], "judged, but not yet surely its own frame"
+    line.wait(30)
+    assert (line.last.trigger_id, line.last.evaluation) == ("1", "OK")
+
+
+def test_a_second_frame_takes_the_verdict_back_that_was_not_out_yet() -> None:
+    line = PulsedLine().ready()
+    line.part(1)
+    line.judged(Evaluation.OK)
+    line.exposed(part=1)
+    line.wait(10)
+    assert (line.last.evaluation, line.last.result_state, line.last.reason) == (
+        "Undefined",
+        "Failed",
+        "trigger_ambiguous",
+    )
+    assert [(v.evaluation, v.score) for v in line.last.views] == [("Undefined", None)]
+    assert not line.ready_now()
+    line.silence()
+    assert line.ready_now()
+
+
+def test_a_lost_frame_fails_its_part_before_the_deadline_and_costs_no_other() -> None:
+    line = PulsedLine(deadline_ms=100).ready()
+    for number in (1, 3):
+        line.part(number)
+        line.judged(Evaluation.OK, -1)
+        line.wait(30)
+        if number == 1:
+            line.part(2, lost=True)
+            line.wait(30)
+            assert line.last.reason == "no_frame"
+            assert line.ready_now()
+    assert line.reasons() == {"1": "OK", "2": "no_frame", "3": "OK"}
+
+
+def test_a_pulse_that_the_camera_missed_fails_every_part_until_there_was_silence() -> None:
+    line = PulsedLine(deadline_ms=100, queue=5).ready()
+    line.trigger("1")
+    line.wait(40)
+    line.part(2)
+    line.wait(30)
+    assert line.reasons() == {"1": "no_frame", "2": "trigger_count"}
+    line.part(3)
+    assert line.reasons()["3"] == "missed_not_ready"
+    line.silence()
+    line.part(4)
+    line.judged(Evaluation.OK)
+    line.wait(30)
+    assert line.reasons()["4"] == "OK"
+
+
+def test_the_frame_of_a_missed_trigger_is_nobodys() -> None:
+    line = PulsedLine(queue=0, deadline_ms=200).ready()
+    line.part(1)
+    line.wait(14)
+    line.part(2)
+    assert line.reasons() == {"2": "missed_busy"}
+    line.judged(Evaluation.OK)
+    line.wait(30)
+    line.part(3)
+    line.judged(Evaluation.NOT_OK, 1)
+    line.wait(30)
+    assert line.reasons() == {"2": "missed_busy", "1": "OK", "3": "NotOK"}
+    assert line.station.status("", 0.0, None, 0).details["untriggered_frames"] == {"top": 1}
+
+
+def test_a_frame_that_nobody_announced_is_counted_and_drops_trigger_ready() -> None:
+    line = PulsedLine().ready()
+    line.exposed()
+    line.wait(10)
+    assert not line.ready_now()
+    assert line.work == []
+    assert line.station.status("", 0.0, None, 0).details["untriggered_frames"] == {"top": 1}
+    assert BindFault.STRAY.value in line.alarms()
+
+
+def test_a_clock_that_jumped_judges_nothing() -> None:
+    line = PulsedLine().ready()
+    line.part(1, off_ms=40)
+    assert line.reasons() == {"1": "camera_clock"}
+    assert line.work == []
+
+
+def test_a_camera_that_stops_counting_judges_nothing() -> None:
+    line = PulsedLine().ready()
+    line.trigger()
+    line.station.frame_of_pulse("top", Frame("top", 1, np.zeros((2, 2, 3), np.uint8), line.clock.now))
+    assert line.reasons() == {"1": "camera"}
+    assert line.work == []
+
+
+def test_a_lost_camera_fails_a_judged_part_whose_frame_was_not_confirmed() -> None:
+    line = PulsedLine().ready()
+    line.part(1)
+    line.judged(Evaluation.OK)
+    line.station.camera_down("top", "cable pulled")
+    assert line.reasons() == {"1": "camera"}
+    line.station.camera_up("top")
+    assert not line.ready_now(), "frames of before may still come"
+    line.silence()
+    assert line.ready_now()
+
+
+def test_a_reader_that_is_stuck_fails_the_part_before_its_deadline() -> None:
+    line = PulsedLine(deadline_ms=100).ready()
+    line.part(1)
+    line.judged(Evaluation.OK)
+    line.clock.now += 20 * MS
+    line.trigger("2")
+    due = line.station.next_deadline_ns()
+    assert due is not None
+    line.clock.now = due
+    line.station.expire(due)
+    assert line.reasons() == {"1": "late"}
+    due = line.station.next_deadline_ns()
+    assert due is not None
+    line.clock.now = due
+    line.station.expire(due)
+    assert line.reasons() == {"1": "late", "2": "no_frame"}
+    assert line.last.times.judged_us is None
+    assert not line.ready_now()
+    assert "silent top" in line.alarms()
+
+
+def test_every_view_of_a_pulse_has_a_binder_of_its_own_and_all_must_be_sure() -> None:
+    line = PulsedLine(cameras=("left", "right"), deadline_ms=100).ready()
+    line.trigger("1")
+    line.wait(6)
+    line.exposed("left", 1)
+    line.exposed("right", 1)
+    line.judged(Evaluation.OK, 0)
+    line.judged(Evaluation.OK, 1)
+    line.exposed("right", 1)
+    line.wait(30)
+    assert line.reasons() == {"1": "trigger_ambiguous"}
+    assert [view.evaluation for view in line.last.views] == ["OK", "Undefined"]
+
+
+class AnyPulses(RuleBasedStateMachine):
+    """Parts under a camera on a wire, each good or bad by its number, with one fault at a time, and time: whatever
+    happens, a verdict is that of the part which its trigger announced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = PulsedLine(queue=3, deadline_ms=100).ready()
+        self.number = 0
+        self.held: Frame | None = None
+        self.judged_until = 0
+
+    def show(self, frame: Frame, clock: bool) -> None:
+        """Hand the frame in, as having arrived now."""
+        exposed_ns = frame.exposed_ns if clock else None
+        self.line.station.frame_of_pulse("top", replace(frame, arrived_ns=self.line.clock.now, exposed_ns=exposed_ns))
+
+    @rule(
+        fault=st.sampled_from(
+            ["", "", "", "", "lost", "missed", "unannounced", "doubled", "held", "held", "clock", "other clock"]
+        ),
+        first=st.booleans(),
+        clock=st.booleans(),
+        gap_ms=st.sampled_from([26, 34, 34, 34, 34, 720]),
+        at_once=st.sampled_from([True, True, True, False]),
+    )
+    def part(self, fault: str, first: bool, clock: bool, gap_ms: int, at_once: bool) -> None:
+        self.number += 1
+        if fault != "unannounced":
+            self.line.trigger(str(self.number))
+        self.line.wait(6)
+        if fault != "missed":
+            off_ms = {"clock": 40, "other clock": -40}.get(fault, 0)
+            frame, held, self.held = self.line.picture("top", self.number, off_ms), self.held, None
+            frames = [held, frame] if first else [frame, held]
+            if fault == "held":
+                self.held, frames = frame, [held]
+            if fault == "doubled":
+                frames.append(frame)
+            for one in frames:
+                if one is not None and not (fault == "lost" and one is frame):
+                    self.show(one, clock)
+        while at_once and self.line.work[self.judged_until :]:
+            self.judged()
+        self.line.wait(gap_ms)
+
+    @precondition(lambda self: self.line.work[self.judged_until :])
+    @rule()
+    def judged(self) -> None:
+        shown = int(self.line.work[self.judged_until].frame.pixels[0, 0, 0])
+        self.line.judged(truth(shown), self.judged_until)
+        self.judged_until += 1
+
+    @rule(ms=st.integers(1, 120))
+    def time_passes(self, ms: int) -> None:
+        self.line.wait(ms)
+        self.line.station.expire(self.line.clock.now)
+
+    @rule()
+    def the_camera_is_lost_and_comes_back(self) -> None:
+        self.line.station.camera_down("top", "gone")
+        self.line.wait(10)
+        self.line.station.camera_up("top")
+
+    @invariant()
+    def no_verdict_is_that_of_another_part(self) -> None:
+        for record in self.line.outbox.records:
+            if record.result_state == "Completed":
+                assert record.evaluation == truth(int(record.trigger_id)).label
+
+    @invariant()
+    def every_trigger_is_accounted_for(self) -> None:
+        assert self.line.station.counters().balanced
+
+    def teardown(self) -> None:
+        self.line.wait(1_000)
+        self.line.station.expire(self.line.clock.now)
+        self.line.station.golden_done("top", 5 * MS, None)  # should three have been late
+        assert self.line.ready_now(), "silence puts it in step"
+        ids = [record.trigger_id for record in self.line.outbox.records]
+        assert len(ids) == len(set(ids)) == self.line.station.counters().accepted
+
+
+def truth(part: int) -> Evaluation:
+    """Good or bad, in an order that no shift by a few parts leaves as it is."""
+    return Evaluation.OK if (part * 2654435761 >> 7) % 2 else Evaluation.NOT_OK
+
+
+AnyPulses.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestAnyPulses = AnyPulses.TestCase
