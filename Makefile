@@ -68,5 +68,5 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what export and the tests need (torch for CPUs; a minute or two)"
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[export,dev$(EXTRAS)]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[gateway,export,dev$(EXTRAS)]'
 	@touch $@

@@ -160,7 +160,9 @@ def declared(*groups: str) -> set[str]:
     return {canonicalize_name(Requirement(line).name) for line in lines}
 
 
-@pytest.mark.parametrize(("package", "groups"), [("edge_daemon", ("gige", "gentl")), ("export", ("export",))])
+@pytest.mark.parametrize(
+    ("package", "groups"), [("edge_daemon", ("gige", "gentl", "gateway")), ("export", ("export",))]
+)
 def test_every_import_is_a_declared_dependency(package: str, groups: tuple[str, ...]) -> None:
     known = declared(*groups)
     undeclared = {
@@ -191,7 +193,7 @@ def test_every_package_that_an_installation_pulls_in_is_pinned() -> None:
     queue = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
     queue += [
         Requirement(line)
-        for extra in ("export", "dev")
+        for extra in ("gateway", "export", "dev")
         for line in PYPROJECT["project"]["optional-dependencies"][extra]
     ]
     while queue:

@@ -1,0 +1,131 @@
+"""The gateway as it runs: dialogues between the daemon's link and the PLC's servers, all in one asyncio loop.
+
+One loop, no locks: a block is made and a command taken between two other things, never in the middle of one.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Final
+
+from edge_daemon.gateway.config import GatewayConfig
+from edge_daemon.gateway.dialogue import AskDaemon, Dialogue, DialogueSettings, Event, Note, PlcWrote, Tick
+from edge_daemon.gateway.errors import GatewayError
+from edge_daemon.gateway.link import DaemonEndpoints, DaemonLink
+from edge_daemon.gateway.words import Block, Command
+
+log = logging.getLogger(__name__)
+
+# Windows are closed at every event and at every read; ticks only make the log timely.
+_TICK_S: Final = 0.05
+
+
+class StationSession:
+    """One station's dialogue with the clock and the daemon around it."""
+
+    def __init__(
+        self,
+        settings: DialogueSettings,
+        run: str,
+        ask: Callable[[str, AskDaemon], None],
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.dialogue = Dialogue(settings, run)
+        self._ask = ask
+        self._clock_ns = clock_ns
+
+    def feed(self, event: Event) -> None:
+        """What happened, now."""
+        for effect in self.dialogue.feed(event, self._clock_ns()):
+            match effect:
+                case AskDaemon():
+                    self._ask(self.dialogue.settings.station, effect)
+                case Note(text):
+                    log.warning("%s", text)
+
+    def wrote(self, command: Command) -> None:
+        """The PLC wrote its command block."""
+        self.feed(PlcWrote(command))
+
+    def block(self) -> Block:
+        """What the PLC reads now."""
+        return self.dialogue.block(self._clock_ns())
+
+
+class Gateway:
+    """Everything of one configuration. `run` returns after SIGTERM or SIGINT, and raises what ended it otherwise."""
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self._config = config
+        self._run_id = os.urandom(4).hex()
+        daemon = config.daemon
+        self._link = DaemonLink(
+            DaemonEndpoints(daemon.results, daemon.status, daemon.triggers), config.stations, self._from_daemon
+        )
+        self.sessions = {
+            name: StationSession(station.settings(name), self._run_id, self._link.ask)
+            for name, station in config.stations.items()
+        }
+        self._stop = asyncio.Event()
+        self._fault: BaseException | None = None
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serves until it is stopped. Raises EdgeError when it cannot, and whatever defect ended it."""
+        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.stop)
+                stack.callback(loop.remove_signal_handler, number)
+            self._link.open()
+            stack.callback(self._link.close)
+            await self._open_modbus(stack)
+            await self._open_opcua(stack)
+            tasks = [asyncio.create_task(self._link.run()), asyncio.create_task(self._tick())]
+            stopped = asyncio.create_task(self._stop.wait())
+            log.info("serving %s, run %s", ", ".join(self.sessions), self._run_id)
+            try:
+                await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (*tasks, stopped):
+                    task.cancel()
+                ends = await asyncio.gather(*tasks, stopped, return_exceptions=True)
+        for end in (self._fault, *ends):
+            if isinstance(end, BaseException) and not isinstance(end, asyncio.CancelledError):
+                raise end
+
+    async def _open_modbus(self, stack: AsyncExitStack) -> None:
+        try:
+            from edge_daemon.gateway.modbus import ModbusEdge
+        except ImportError as exc:
+            raise GatewayError(f"the gateway needs more packages: pip install 'edge-daemon[gateway]' ({exc})") from exc
+        modbus = self._config.modbus
+        units = {self._config.stations[name].unit: session for name, session in self.sessions.items()}
+        edge = ModbusEdge(modbus.host, modbus.port, modbus.clients, units, self._fatal)
+        await edge.open()
+        stack.push_async_callback(edge.close)
+
+    async def _open_opcua(self, stack: AsyncExitStack) -> None:
+        """The OPC UA server, where the configuration has one."""
+
+    def _fatal(self, exc: BaseException) -> None:
+        log.critical("the gateway ends: %s", exc, exc_info=exc)
+        self._fault = exc
+        self.stop()
+
+    def _from_daemon(self, station: str, event: Event) -> None:
+        session = self.sessions.get(station)
+        if session is not None:
+            session.feed(event)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            for session in self.sessions.values():
+                session.feed(Tick())
