@@ -81,14 +81,15 @@ def thread_pools(environ: Mapping[str, str] = os.environ) -> dict[str, str | int
 def blas_limiter(maps: Path = Path("/proc/self/maps")) -> Callable[[int], None] | None:
     """What sets the number of threads of numpy's matrix products from now on; None where there is no such thing.
 
-    numpy brings its own OpenBLAS (under either name) and no way to size it after the import. A call takes a
-    microsecond. It never gives more threads than there were at first: `OPENBLAS_NUM_THREADS` is the operator's.
+    numpy brings its own OpenBLAS (under either name) and no way to size it after the import; faiss and OpenCV bring
+    others, which numpy's products know nothing of. A call takes a microsecond. It never gives more threads than there
+    were at first: `OPENBLAS_NUM_THREADS` is the operator's.
     """
     try:
         loaded = {line.split()[-1] for line in maps.read_text().splitlines() if "openblas" in line}
     except OSError:
         return None
-    for path in sorted(loaded):
+    for path in sorted(loaded, key=lambda path: ("/numpy" not in path, path)):
         for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_", "openblas_{}_num_threads"):
             try:
                 library = ctypes.CDLL(path)

@@ -3,6 +3,7 @@
 import ctypes
 from pathlib import Path
 
+import faiss  # noqa: F401 - its OpenBLAS must not be taken for numpy's
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from edge_daemon.threads import blas_limiter
 
 def openblas_threads() -> int:
     loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "openblas" in line}
-    library = ctypes.CDLL(next(iter(path for path in loaded if "64_" in path)))
+    library = ctypes.CDLL(next(iter(path for path in loaded if "/numpy" in path)))
     return int(library.scipy_openblas_get_num_threads64_())
 
 
