@@ -89,7 +89,7 @@ def test_reduced_embeddings_judge_in_the_dimensions_of_the_bank(dirty, tmp_path,
     assert json.loads(capsys.readouterr().out)["dim"] == 24
     ready = load(out)
     recipe = ready.recipe
-    assert recipe.manifest.required_features == ("patchcore/1", "pca/1")
+    assert "pca/1" in recipe.manifest.required_features
     assert recipe.projection is not None
     assert recipe.projection.shape == (recipe.manifest.backbone.dim, 24)
     np.testing.assert_allclose(recipe.projection.T @ recipe.projection, np.eye(24), atol=1e-5)
