@@ -35,7 +35,7 @@ from edge_daemon.detectors.base import Detector
 from edge_daemon.detectors.loading import ReadyRecipe, build_detector, load_verified
 from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.sessions import EngineOptions, Sessions
-from edge_daemon.errors import EdgeError, PictureError
+from edge_daemon.errors import EdgeError, NotLocatedError, PictureError
 from edge_daemon.threads import keep_freed_memory, physical_cores
 from edge_daemon.wire.codec import RESULT_TOPIC
 
@@ -159,7 +159,7 @@ def _check(request: BenchRequest) -> None:
 
 
 def _pictures(request: BenchRequest, detector: Detector) -> tuple[list[Path], list[NDArray[np.uint8]], int]:
-    """Pictures evenly picked: their paths, model inputs (1, H, W, 3), and bytes decoded. Raises PictureError."""
+    """Pictures evenly picked: their paths, model inputs (T, H, W, 3), and bytes decoded. Raises PictureError."""
     found = find_pictures(request.images)
     if not found:
         raise PictureError(f"{request.images} holds no pictures: give a folder of good parts, PNG, JPEG, BMP or TIFF")
@@ -169,8 +169,8 @@ def _pictures(request: BenchRequest, detector: Detector) -> tuple[list[Path], li
     inputs = []
     for path in paths:
         try:
-            inputs.append(detector.prepare(read_picture(path))[None])
-        except PictureError as error:
+            inputs.append(detector.prepare(read_picture(path)).inputs)
+        except (PictureError, NotLocatedError) as error:
             raise PictureError(f"{path.name}: {error}") from error
     return paths, inputs, frame_bytes * count
 

@@ -9,6 +9,11 @@ class PictureError(EdgeError):
     """A picture file or frame cannot be used: unreadable, empty, too large, wrong size."""
 
 
+class NotLocatedError(EdgeError):
+    """The part is not in the picture, lies beyond the recipe's search range, or is too unlike the golden one: the
+    picture cannot be judged."""
+
+
 class RecipeError(EdgeError):
     """A recipe is refused. The subclasses are the steps of the load order, in that order."""
 

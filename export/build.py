@@ -50,10 +50,12 @@ from export.golden import GoldenSample, golden_samples, prove
 from export.health import learn_health, with_health
 from export.station import Station, make_extractor, open_station, twin_notes
 from export.suspects import Suspect, find_suspects
+from export.view import Look, ViewOptions, look, tiling
 
 DEFAULT_HELD_OUT = 0.3
 DEFAULT_RATIO = 0.1
 DEFAULT_LARGEST_BANK = 100_000  # rows; the greedy's time grows with patches times rows, the search with rows
+DEFAULT_LARGEST_BANK_OF_TILES = 10_000  # a large picture has a hundred times the patches
 PAPER_SIZE = (224, 224)
 _PAPER_RESIZE = 256 / 224  # short side 256, centre crop 224
 _SHOWN_SUSPECTS = 20
@@ -85,7 +87,8 @@ class RecipeRequest:
     false_reject_rate: per part, 0 to 1; undecided_rate: the part of it that comes out NotDecidable; held_out: share
     of blocks kept apart; drop_suspects: leave them out of the bank; reduce: dimensions of the embeddings after a PCA,
     "auto" for as few as are enough;
-    block: see `core.conformal.name_blocks`; region: of the full frame, in pixels; created_utc: ISO 8601.
+    block: see `core.conformal.name_blocks`; region: of the full frame, in pixels; look: parts located, regions
+    ignored, tiles; created_utc: ISO 8601.
     """
 
     name: str
@@ -105,6 +108,7 @@ class RecipeRequest:
     block: str | None = None
     region: Region | None = None
     um_per_px: float | None = None
+    look: ViewOptions = field(default_factory=ViewOptions)
     provisional: bool = False
     skip_unreadable: bool = False
     health: bool = True
@@ -133,7 +137,7 @@ def build_recipe(request: RecipeRequest, progress: Progress) -> BuiltRecipe:
     """
     _check_request(request)
     paths = list_pictures(request.images)
-    station, notes = _open(request, paths, progress)
+    station, seen, notes = _open(request, paths, progress)
     pictures = station.pictures
     suspects: list[Suspect] = []
     if request.provisional:
@@ -152,22 +156,26 @@ def build_recipe(request: RecipeRequest, progress: Progress) -> BuiltRecipe:
         calibration, bank = _calibrated(request, station, in_bank, held, progress)
         if request.coreset_ratio is None and bank.account["ratio"] < DEFAULT_RATIO:
             notes.append(
-                f"the bank stops at {DEFAULT_LARGEST_BANK} rows, {bank.account['ratio']:.1%} of the patches: a larger "
-                "one takes hours to choose and is slower to search; --coreset-ratio says otherwise"
+                f"the bank stops at {_largest_bank(request)} rows, {bank.account['ratio']:.1%} of the patches: a "
+                "larger one takes hours to choose and is slower to search; --coreset-ratio says otherwise"
             )
         notes += _reduction_notes(bank)
         notes += _checkpoint_notes(bank, checkpoint_path(request.out))
     detector = station.detector(bank, calibration.thresholds)
     golden, golden_notes = golden_samples(detector, pictures, calibration, request.seed)
     manifest = _manifest_fields(request, station, calibration, bank, golden, in_bank, suspects)
+    manifest = seen.fields(manifest, station.settings, station.backbone.size)
     if request.health:
-        health = learn_health(pictures.paths, pictures.names, pictures.blocks, station.settings.region, progress)
+        located = station.settings.locator is not None
+        region = None if located else station.settings.region
+        health = learn_health(pictures.paths, pictures.names, pictures.blocks, region, progress, located=located)
         manifest, notes = with_health(manifest, health.health), [*notes, *health.notes]
     files = {
         BANK: bank_bytes(bank.rows, bank.projection),
         BACKBONE: station.backbone.model_bytes,
         MANIFEST: manifest_bytes(manifest),
         **{g.file: g.png for g in golden},
+        **seen.files(),
     }
     digest = prove(files, f"the new recipe {request.name}", request.engine)
     write_recipe(request.out, files)
@@ -200,6 +208,7 @@ def _check_request(request: RecipeRequest) -> None:
         problems.append(f"--undecided-rate must lie between 0 and 1, not {request.undecided_rate:g}")
     if request.provisional and (request.false_reject_rate is not None or request.undecided_rate is not None):
         problems.append("--provisional promises no rate: leave out --false-reject-rate and --undecided-rate")
+    problems += request.look.problems(request.um_per_px)
     try:
         TypeAdapter(RecipeName).validate_python(request.name)
     except ValidationError:
@@ -226,7 +235,7 @@ def output_problems(out: Path) -> list[str]:
     return problems
 
 
-def _open(request: RecipeRequest, paths: Sequence[Path], progress: Progress) -> tuple[Station, list[str]]:
+def _open(request: RecipeRequest, paths: Sequence[Path], progress: Progress) -> tuple[Station, Look, list[str]]:
     """Backbone, geometry and pictures; with what is worth saying about them."""
     _check_count(len(paths), request)
     size = request.size
@@ -234,13 +243,15 @@ def _open(request: RecipeRequest, paths: Sequence[Path], progress: Progress) -> 
         size = PAPER_SIZE
     backbone = resolve_backbone(request.backbone, request.profile, size)
     frame_size = first_frame_size(paths)
-    settings = _settings(backbone, frame_size, request.region)
-    extractor = make_extractor(backbone, request.engine)
+    settings = _settings(backbone, frame_size, request.region, request.look)
+    grid = backbone.grid[::-1] if settings.tiling is None else settings.tiling.grid
+    seen, settings = look(request.look, settings, grid, paths)
+    extractor = make_extractor(backbone, request.engine, settings)
     station = open_station(
         backbone, extractor, settings, request.images, request.block, request.skip_unreadable, progress
     )
     _check_count(len(station.pictures.names), request)
-    notes = twin_notes(station.pictures)
+    notes = [*seen.notes(settings), *twin_notes(station.pictures)]
     if isinstance(request.reduce, int) and request.reduce >= backbone.dim:
         raise ExportError(f"--reduce {request.reduce}: the backbone's embeddings have {backbone.dim} dimensions only")
     unseen = 1 - math.prod(settings.size) / math.prod(settings.resize_to)
@@ -248,7 +259,7 @@ def _open(request: RecipeRequest, paths: Sequence[Path], progress: Progress) -> 
         notes.append(
             f"profile {backbone.profile} crops the centre: {unseen:.0%} of the picture, its border, is NOT judged"
         )
-    return station, notes
+    return station, seen, notes
 
 
 def _suspect_notes(
@@ -288,8 +299,11 @@ def _check_count(count: int, request: RecipeRequest) -> None:
         )
 
 
-def _settings(backbone: FusedBackbone, frame_size: tuple[int, int], region: Region | None) -> PatchCoreSettings:
-    """Geometry and parameters of the profile. Raises PicturesError when the region leaves the frame."""
+def _settings(
+    backbone: FusedBackbone, frame_size: tuple[int, int], region: Region | None, options: ViewOptions
+) -> PatchCoreSettings:
+    """Geometry and parameters of the profile. Raises PicturesError when the region leaves the frame, or when it
+    cannot be cut into tiles."""
     width, height = frame_size
     if region is not None:
         inside = region.x >= 0 and region.y >= 0 and region.x + region.w <= width and region.y + region.h <= height
@@ -298,8 +312,9 @@ def _settings(backbone: FusedBackbone, frame_size: tuple[int, int], region: Regi
                 f"--roi {region.x},{region.y},{region.w},{region.h} leaves the pictures, which are {width}x{height} px"
             )
         width, height = region.w, region.h
-    resize_to = backbone.size
-    if backbone.profile == "paper":
+    cut = tiling(options, backbone, width, height)
+    resize_to = backbone.size if cut is None else cut.size
+    if backbone.profile == "paper" and cut is None:
         factor = _PAPER_RESIZE * max(backbone.size[0] / width, backbone.size[1] / height)
         resize_to = max(backbone.size[0], int(width * factor)), max(backbone.size[1], int(height * factor))
     return PatchCoreSettings(
@@ -307,8 +322,10 @@ def _settings(backbone: FusedBackbone, frame_size: tuple[int, int], region: Regi
         region=region,
         resize="antialias" if backbone.profile == "anomalib" else "area",
         resize_to=resize_to,
-        size=backbone.size,
-        extent=backbone.extent,
+        size=backbone.size if cut is None else cut.size,
+        extent=backbone.extent if cut is None else cut.size,
+        tiling=cut,
+        smallest_px=0.0,
         **_PARAMETERS[backbone.profile],
     )
 
@@ -357,7 +374,11 @@ def coreset_ratio(request: RecipeRequest, patches: int) -> float:
     """The share of so many patches that becomes the bank."""
     if request.coreset_ratio is not None:
         return request.coreset_ratio
-    return min(DEFAULT_RATIO, DEFAULT_LARGEST_BANK / patches)
+    return min(DEFAULT_RATIO, _largest_bank(request) / patches)
+
+
+def _largest_bank(request: RecipeRequest) -> int:
+    return DEFAULT_LARGEST_BANK if request.look.scale is None else DEFAULT_LARGEST_BANK_OF_TILES
 
 
 def _reduction_notes(bank: Bank) -> list[str]:

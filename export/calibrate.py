@@ -79,7 +79,7 @@ def score_pictures(
 
 
 def features_of(extractor: Extractor, pictures: Gathered, index: int) -> NDArray[np.float32]:
-    """(gh, gw, D) float32 of one picture. Raises CalibrationError when they are not finite."""
+    """(gh, gw, D) float32 of one picture, all its tiles together. Raises CalibrationError when they are not finite."""
     features = on_host(extractor.extract(pictures.picture(index))[0])
     if not np.isfinite(features).all():
         raise CalibrationError(

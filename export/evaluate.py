@@ -14,17 +14,18 @@ import cv2
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from edge_daemon.artefact.manifest import BackbonePart, Manifest
+from edge_daemon.artefact.manifest import Manifest
 from edge_daemon.artefact.pictures import read_picture
+from edge_daemon.core.align import Pose, aligned
 from edge_daemon.core.conformal import clopper_pearson
-from edge_daemon.core.decision import Evaluation, Evidence, Thresholds, judge_score
+from edge_daemon.core.decision import Evaluation, Evidence, Reason, Thresholds, judge_score
 from edge_daemon.core.geometry import Box
 from edge_daemon.core.health import HealthLimits, measure, take_sample, violation
 from edge_daemon.core.quality import PixelQuality, auroc, f1_max, pixel_quality
-from edge_daemon.detectors.base import Detector, Features, on_host
+from edge_daemon.detectors.base import Detector, Features, Prepared, on_host
 from edge_daemon.detectors.health import health_limits
 from edge_daemon.detectors.patchcore import PatchCoreDetector, project_patches
-from edge_daemon.errors import PictureError
+from edge_daemon.errors import NotLocatedError, PictureError
 from export.dataset import GOOD, Sample, mask_at_model_size, read_mask
 from export.errors import ExportError, PicturesError
 
@@ -43,8 +44,9 @@ class EvaluationError(ExportError):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What the recipe says of one picture. duration_ms: resize, features and judgement, without decoding; health: why
-    the picture itself is not decidable, whatever its score; empty for a healthy one."""
+    """What the recipe says of one picture. duration_ms: alignment, resize, features and judgement, without decoding;
+    health: why the picture itself is not decidable, whatever its score; empty for a healthy one; pose: how the part
+    lay, None where it is not looked for; boxes_below_minimum: boxes too small to count."""
 
     sample: Sample
     score: float
@@ -53,6 +55,8 @@ class Judged:
     boxes: tuple[Box, ...]
     duration_ms: float
     health: str = ""
+    pose: Pose | None = None
+    boxes_below_minimum: int = 0
 
     @property
     def escaped(self) -> bool:
@@ -76,9 +80,10 @@ class PatchSample:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """All pictures judged. maps: (N, H, W) float32 in their order, masks: the same shape, bool; N is 0
-    when neither ground truth nor a report asked for them. skipped: pictures left out, with the reason.
-    notes: what a reader of the figures has to know."""
+    """All pictures judged. maps: (N, H, W) float32 in their order, masks: the same shape, bool, both of the aligned
+    pictures; N is 0 when neither ground truth nor a report asked for them. skipped: pictures left out, with the reason.
+    notes: what a reader of the figures has to know. not_located: pictures in which the part was not found: they have
+    no score, and count as NotDecidable."""
 
     judged: tuple[Judged, ...]
     thresholds: Thresholds
@@ -88,6 +93,7 @@ class Evaluated:
     pixels: PixelQuality
     skipped: tuple[str, ...]
     notes: tuple[str, ...]
+    not_located: tuple[Sample, ...] = ()
 
     @property
     def scores(self) -> NDArray[np.float64]:
@@ -124,6 +130,10 @@ def evaluate(
             if not skip_unreadable:
                 raise PicturesError(f"{exc}. Repair or remove it, or give --skip-unreadable") from exc
             work.skipped.append(f"{sample.name}: {exc}")
+    if not work.judged and work.not_located:
+        raise PicturesError(
+            f"the part was located in none of the {len(samples)} pictures: are they of this product and camera?"
+        )
     if not work.judged:
         raise PicturesError(f"none of the {len(samples)} pictures could be used; the first: {work.skipped[0]}")
     return work.finish()
@@ -139,6 +149,7 @@ class _Work:
     keep_maps: bool
     keep_patches: bool
     judged: list[Judged] = field(default_factory=list)
+    not_located: list[Sample] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     maps: NDArray[np.float32] = field(init=False)
     masks: NDArray[np.bool_] = field(init=False)
@@ -162,13 +173,20 @@ class _Work:
     def take(self, sample: Sample) -> None:
         """Judge one picture. Raises PictureError when it or its mask is unusable, and keeps nothing of it."""
         pixels = read_picture(sample.path)
-        mask = mask_at_model_size(read_mask(sample, pixels.shape), self.manifest.view, self.manifest.preprocess)
-        if not self.warm:  # the first run of a session allocates; that is no picture's time
-            self._judge(pixels)
-            self.warm = True
-        started_ns = time.perf_counter_ns()
-        picture, features, evidence = self._judge(pixels)
-        duration_ms = (time.perf_counter_ns() - started_ns) / 1e6
+        marked = read_mask(sample, pixels.shape)
+        try:
+            if not self.warm:  # the first run of a session allocates; that is no picture's time
+                self._judge(pixels)
+                self.warm = True
+            started_ns = time.perf_counter_ns()
+            prepared, features, evidence = self._judge(pixels)
+            duration_ms = (time.perf_counter_ns() - started_ns) / 1e6
+        except NotLocatedError:
+            self.not_located.append(sample)
+            return
+        if prepared.pose is not None:
+            marked = aligned(marked.astype(np.uint8) * 255, prepared.pose) > 127
+        mask = mask_at_model_size(marked, self.manifest.view, self.manifest.preprocess)
         verdict = judge_score(evidence.score, evidence.max_distance, self.detector.thresholds)
         ill = self._ill(pixels)
         if not verdict.judged:
@@ -181,7 +199,7 @@ class _Work:
             self.masks[len(self.judged)] = mask
         if self.keep_patches:
             self._sample_patches(sample, features, mask)
-        if hashlib.sha256(picture.tobytes()).hexdigest() in self.calibrated_on:
+        if hashlib.sha256(np.ascontiguousarray(prepared.inputs).data).hexdigest() in self.calibrated_on:
             self.seen += 1
         self.judged.append(
             Judged(
@@ -192,14 +210,16 @@ class _Work:
                 evidence.boxes,
                 duration_ms,
                 ill,
+                prepared.pose,
+                evidence.boxes_below_minimum,
             )
         )
 
-    def _judge(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Features, Evidence]:
-        """`detectors.base.judge_picture`, with the model's input and the features kept."""
-        picture = self.detector.prepare(pixels)
-        features = self.detector.extractor.extract(picture[None])[0]
-        return picture, features, self.detector.judge(features, self.detector.thresholds)
+    def _judge(self, pixels: NDArray[np.uint8]) -> tuple[Prepared, Features, Evidence]:
+        """`detectors.base.judge_picture`, with the model's inputs and the features kept."""
+        prepared = self.detector.prepare(pixels)
+        features = self.detector.extractor.extract(prepared.inputs)[0]
+        return prepared, features, self.detector.judge(features, self.detector.thresholds, prepared.pose)
 
     def _ill(self, pixels: NDArray[np.uint8]) -> str:
         """Why the daemon would not judge this picture; empty when it would."""
@@ -216,7 +236,7 @@ class _Work:
         if not sample.defective:
             eligible, kept = np.arange(len(patches)), self.good_patches
         else:
-            eligible, kept = np.flatnonzero(defective_cells(mask, self.manifest.backbone)), self.defective_patches
+            eligible, kept = np.flatnonzero(defective_cells(mask, self.manifest)), self.defective_patches
         count = min(len(eligible), -(-_PATCH_SAMPLE * 2 // self.expected))
         chosen = np.random.default_rng(len(self.judged)).choice(eligible, count, replace=False)
         kept.append(patches[chosen])
@@ -234,6 +254,7 @@ class _Work:
             pixels=pixel_quality([self.maps[i] for i in known], [self.masks[i] for i in known]),
             skipped=tuple(self.skipped),
             notes=tuple(self._notes(samples)),
+            not_located=tuple(self.not_located),
         )
 
     def _patches(self) -> PatchSample:
@@ -269,6 +290,11 @@ class _Work:
                 f"{len(unhealthy)} pictures are not like good ones as pictures ({reasons}), first "
                 f"{unhealthy[0].sample.name}: the daemon calls them NotDecidable whatever they score, and so does this."
             )
+        if self.not_located:
+            yield (
+                f"in {len(self.not_located)} pictures the part was not located, first {self.not_located[0].name}: the "
+                "daemon calls them NotDecidable and so does this; they have no score and are in no AUROC."
+            )
         yield from self._broken_promise()
         if self.skipped:
             yield f"{len(self.skipped)} pictures could not be used and are in no figure, first {self.skipped[0]}"
@@ -276,11 +302,12 @@ class _Work:
     def _broken_promise(self) -> Iterable[str]:
         """A note when the good pictures here are rejected more often than the recipe's calibration allows."""
         good = [j for j in self.judged if not j.sample.defective]
-        rejected = sum(j.falsely_rejected for j in good)
+        rejected = sum(j.falsely_rejected for j in good) + sum(not s.defective for s in self.not_located)
+        count = len(good) + sum(not s.defective for s in self.not_located)
         stated = stated_rate(self.manifest, "upper_rate")
-        if good and stated is not None and clopper_pearson(rejected, len(good), CONFIDENCE)[0] > stated:
+        if good and stated is not None and clopper_pearson(rejected, count, CONFIDENCE)[0] > stated:
             yield (
-                f"{rejected} of {len(good)} good pictures are rejected, more than the {stated:.2%} that the recipe's "
+                f"{rejected} of {count} good pictures are rejected, more than the {stated:.2%} that the recipe's "
                 "calibration bounds: they are not like the good pictures it was made from."
             )
 
@@ -291,15 +318,15 @@ def stated_rate(manifest: Manifest, key: str) -> float | None:
     return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
 
 
-def defective_cells(mask: NDArray[np.bool_], backbone: BackbonePart) -> NDArray[np.bool_]:
+def defective_cells(mask: NDArray[np.bool_], manifest: Manifest) -> NDArray[np.bool_]:
     """Which patches of the grid the ground truth covers to a quarter or more, (gh · gw,) bool.
 
-    mask: (H, W) bool at model size; the grid covers `backbone.extent`, which may reach beyond it.
+    mask: (H, W) bool at model size; the grid covers `manifest.extent`, which may reach beyond it.
     """
     height, width = mask.shape
-    right, bottom = max(0, backbone.extent[0] - width), max(0, backbone.extent[1] - height)
+    right, bottom = max(0, manifest.extent[0] - width), max(0, manifest.extent[1] - height)
     padded = np.pad(mask.astype(np.float32), ((0, bottom), (0, right)))
-    cover = cv2.resize(padded, backbone.grid, interpolation=cv2.INTER_AREA)
+    cover = cv2.resize(padded, manifest.grid[::-1], interpolation=cv2.INTER_AREA)
     cells: NDArray[np.bool_] = (cover >= _DEFECTIVE_CELL).ravel()
     return cells
 
@@ -330,6 +357,9 @@ def summarise(evaluated: Evaluated) -> dict[str, Any]:
     good = [j for j in evaluated.judged if not j.sample.defective]
     defective = [j for j in evaluated.judged if j.sample.defective]
     rejected, escaped = sum(j.falsely_rejected for j in good), sum(j.escaped for j in defective)
+    lost_good = sum(not s.defective for s in evaluated.not_located)
+    lost_defective = len(evaluated.not_located) - lost_good
+    rejected, count_good, count_defective = rejected + lost_good, len(good) + lost_good, len(defective) + lost_defective
     scores, truth = evaluated.scores, evaluated.defective
     best_f1 = f1_max(scores, truth) if good else None
     durations = [j.duration_ms for j in evaluated.judged]
@@ -337,20 +367,22 @@ def summarise(evaluated: Evaluated) -> dict[str, Any]:
         "image_auroc": auroc(scores, truth),
         "pixel_auroc": evaluated.pixels.auroc,
         "aupro": evaluated.pixels.aupro,
-        "false_reject_rate": rejected / len(good) if good else None,
-        "false_reject_ci": _bounds(rejected, len(good)),
-        "escape_rate": escaped / len(defective) if defective else None,
-        "escape_ci": _bounds(escaped, len(defective)),
+        "false_reject_rate": rejected / count_good if count_good else None,
+        "false_reject_ci": _bounds(rejected, count_good),
+        "escape_rate": escaped / count_defective if count_defective else None,
+        "escape_ci": _bounds(escaped, count_defective),
         "confidence": CONFIDENCE,
         "threshold": evaluated.thresholds.lower,
         "threshold_upper": evaluated.thresholds.upper,
         "threshold_pixel": evaluated.thresholds.pixel,
         "ms_per_image": float(np.median(durations)),
         "ms_per_image_p99": float(np.percentile(durations, 99)),
-        "images": len(evaluated.judged),
-        "good": len(good),
-        "defective": len(defective),
-        "not_decidable": sum(j.evaluation is Evaluation.NOT_DECIDABLE for j in evaluated.judged),
+        "images": len(evaluated.judged) + len(evaluated.not_located),
+        "good": count_good,
+        "defective": count_defective,
+        "not_decidable": sum(j.evaluation is Evaluation.NOT_DECIDABLE for j in evaluated.judged)
+        + len(evaluated.not_located),
+        "not_located": len(evaluated.not_located),
         "unhealthy": sum(bool(j.health) for j in evaluated.judged),
         "f1_max": best_f1[0] if best_f1 else None,
         "classes": [_class_row(evaluated, name) for name in _class_names(evaluated)],
@@ -370,8 +402,21 @@ def score_list(evaluated: Evaluated) -> list[dict[str, Any]]:
             "evaluation": j.evaluation.label,
             "health": j.health,
             "boxes": len(j.boxes),
+            "boxes_below_minimum": j.boxes_below_minimum,
         }
         for j in evaluated.judged
+    ] + [
+        {
+            "picture": s.name,
+            "class": s.defect,
+            "score": None,
+            "max_distance": None,
+            "evaluation": Evaluation.NOT_DECIDABLE.label,
+            "health": Reason.NOT_LOCATED.value,
+            "boxes": 0,
+            "boxes_below_minimum": 0,
+        }
+        for s in evaluated.not_located
     ]
 
 

@@ -22,10 +22,12 @@ from edge_daemon.artefact.recipe import (
     BACKBONE,
     BANK,
     MANIFEST,
+    TEMPLATE,
     Recipe,
     bank_bytes,
     load_recipe,
     manifest_bytes,
+    read_files,
     sha256,
     write_recipe,
 )
@@ -147,6 +149,7 @@ def extend_recipe(request: ExtendRequest, progress: Progress) -> ExtendedRecipe:
         BACKBONE: parent.backbone,
         MANIFEST: manifest_bytes(fields),
         **{sample.file: sample.png for sample in golden},
+        **_template_file(request.recipe, parent),
     }
     digest = prove(files, f"the new recipe {fields['name']}", request.engine)
     write_recipe(request.out, files)
@@ -159,6 +162,11 @@ def extend_recipe(request: ExtendRequest, progress: Progress) -> ExtendedRecipe:
         digest,
         json.loads(files[MANIFEST]),
     )
+
+
+def _template_file(path: Path, parent: Recipe) -> dict[str, bytes]:
+    """The old recipe's golden picture, byte for byte, where it has one."""
+    return {} if parent.template is None else {TEMPLATE: read_files(path)[TEMPLATE]}
 
 
 def _check_request(request: ExtendRequest) -> None:
@@ -196,14 +204,14 @@ def _old_bank(parent: Recipe) -> Bank:
 
 def _open(request: ExtendRequest, parent: Recipe, backbone: FusedBackbone, progress: Progress) -> Station:
     """The new pictures, seen as the old recipe sees them. Raises PicturesError when they are of another size."""
-    settings = PatchCoreSettings.of(parent.manifest)
+    settings = PatchCoreSettings.of(parent.manifest, parent.template)
     found = first_frame_size(list_pictures(request.images))
     if found != settings.frame_size:
         raise PicturesError(
             f"the pictures in {request.images} are {found[0]}x{found[1]} px, {parent.manifest.name} judges frames of "
             f"{settings.frame_size[0]}x{settings.frame_size[1]}: take them with the station's camera settings"
         )
-    extractor = make_extractor(backbone, request.engine)
+    extractor = make_extractor(backbone, request.engine, settings)
     block = _block(request, parent.manifest)
     return open_station(backbone, extractor, settings, request.images, block, request.skip_unreadable, progress)
 
@@ -227,11 +235,10 @@ def _look(
         )
     limits = Thresholds(manifest.thresholds.lower, manifest.thresholds.upper, float(np.finfo(np.float32).max))
     judge = station.detector(old, limits)
-    shape = (*station.backbone.grid[::-1], station.backbone.dim)
     strangers = []
     with progress("looking", len(fresh)) as advance:
         for index in fresh.tolist():
-            found = judge.judge(station.embed(index).reshape(shape), limits)
+            found = judge.judge(station.features(index), limits)
             if judge_score(found.score, found.max_distance, limits).evaluation is not Evaluation.OK:
                 name = pictures.names[index]
                 accepted = any(fnmatchcase(name, pattern) for pattern in request.accept)

@@ -17,9 +17,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from edge_daemon.artefact.pictures import find_pictures, read_picture
 from edge_daemon.core.conformal import name_blocks
-from edge_daemon.errors import PictureError
+from edge_daemon.detectors.base import Prepared
+from edge_daemon.errors import NotLocatedError, PictureError
 from export.errors import ExportError, PicturesError
-from export.likeness import THUMBNAIL_VALUES, near_copies, thumbnail
+from export.likeness import THUMBNAIL_VALUES, near_copies, thumbnail_of_tiles
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """`with progress("reading", total) as advance: advance(done_now)`."""
@@ -34,8 +35,9 @@ class Gathered:
     """The pictures that make a recipe, in the order of their names.
 
     paths, names: names are relative to the folder; blocks: what belongs together and stays on one side of the
-    split; inputs: (n, H, W, 3) uint8 at model size; digests: SHA-256 of each; frame_size: width, height of all;
-    skipped: messages of unreadable files; copies: pictures that are bit-identical, at model size, to an
+    split; inputs: (n, T, H, W, 3) uint8 at model size, T tiles of each, 1 where they are not cut; digests: SHA-256 of
+    each; frame_size: width, height of all; skipped: messages of files left out: unreadable ones, and those in which
+    the part is not located; copies: pictures that are bit-identical, at model size, to an
     earlier one; near_copies: pictures that differ from an earlier one in noise only.
     """
 
@@ -50,8 +52,8 @@ class Gathered:
     near_copies: int = 0
 
     def picture(self, index: int) -> NDArray[np.uint8]:
-        """(1, H, W, 3) uint8, a copy, so that the scratch file's page need not stay in memory."""
-        copy = np.array(self.inputs[index : index + 1])
+        """(T, H, W, 3) uint8, a copy, so that the scratch file's page need not stay in memory."""
+        copy = np.array(self.inputs[index])
         releasing(self.inputs, every=1)()
         return copy
 
@@ -86,25 +88,26 @@ def first_frame_size(paths: Sequence[Path]) -> tuple[int, int]:
 def gather(
     folder: Path,
     paths: Sequence[Path],
-    prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
-    size: tuple[int, int],
+    prepare: Callable[[NDArray[np.uint8]], Prepared],
+    shape: tuple[int, int, int, int],
     block: str | None,
     skip_unreadable: bool,
     scratch: Path,
     progress: Progress,
 ) -> Gathered:
-    """Read every picture once. prepare: full frame -> (H, W, 3) model input; size: width, height of that.
+    """Read every picture once. prepare: full frame -> model inputs; shape: (T, H, W, 3) of those.
 
-    Raises PicturesError that lists every file that cannot be read (unless they are to be skipped), or the
-    sizes when they are not all the same.
+    Raises PicturesError that lists every file that cannot be read or in which the part is not located (unless they
+    are to be skipped), or the sizes when they are not all the same.
     """
     frame_size = first_frame_size(paths)
-    inputs = large_array((len(paths), size[1], size[0], 3), np.uint8, scratch)
+    inputs = large_array((len(paths), *shape), np.uint8, scratch)
     give_back = releasing(inputs)
     taken: list[Path] = []
     digests: list[str] = []
     small = np.empty((len(paths), THUMBNAIL_VALUES), np.float32)
     unreadable: list[str] = []
+    not_located: list[str] = []
     sizes: Counter[tuple[int, int]] = Counter()
     with progress("reading", len(paths)) as advance:
         for path in paths:
@@ -117,14 +120,27 @@ def gather(
             found = pixels.shape[1], pixels.shape[0]
             sizes[found] += 1
             if found == frame_size:
-                inputs[len(taken)] = prepare(pixels)
-                digests.append(hashlib.sha256(inputs[len(taken)].tobytes()).hexdigest())
-                small[len(taken)] = thumbnail(inputs[len(taken)])
+                try:
+                    inputs[len(taken)] = prepare(pixels).inputs
+                except NotLocatedError:
+                    not_located.append(path.relative_to(folder).as_posix())
+                    advance(1)
+                    continue
+                digests.append(hashlib.sha256(np.ascontiguousarray(inputs[len(taken)]).data).hexdigest())
+                small[len(taken)] = thumbnail_of_tiles(inputs[len(taken)])
                 taken.append(path)
                 give_back()
             advance(1)
     if unreadable and not skip_unreadable:
         raise PicturesError(_list_of("cannot be read (leave them out with --skip-unreadable)", unreadable))
+    if not_located and not skip_unreadable:
+        what = (
+            "show no part where --align looks for it. The line would call such parts NotDecidable: widen --align-shift "
+            "or --align-rotation, choose another rectangle, or leave them out with --skip-unreadable"
+        )
+        raise PicturesError(_list_of(what, not_located))
+    if not taken and not_located:
+        raise PicturesError(f"the part is located in none of the {len(not_located)} pictures of {folder}")
     if len(sizes) > 1:
         kinds = ", ".join(f"{count} of {w}x{h}" for (w, h), count in sizes.most_common(5))
         raise PicturesError(
@@ -137,7 +153,8 @@ def gather(
     blocks = _join(_join(name_blocks(names, block), digests), likeness.tolist())
     copies = len(digests) - len(set(digests))
     near = len(digests) - len(np.unique(likeness)) - copies
-    return Gathered(taken, names, blocks, inputs, digests, frame_size, unreadable, copies, max(near, 0))
+    skipped = [*unreadable, *(f"{name}: the part is not located" for name in not_located)]
+    return Gathered(taken, names, blocks, inputs, digests, frame_size, skipped, copies, max(near, 0))
 
 
 def large_array(shape: tuple[int, ...], dtype: DTypeLike, scratch: Path) -> NDArray[Any]:

@@ -10,12 +10,16 @@ from numpy.typing import NDArray
 
 from edge_daemon.artefact.pictures import decode_picture, encode_png, read_picture
 from edge_daemon.artefact.recipe import Golden, sha256, verify_files
+from edge_daemon.core.align import aligned
 from edge_daemon.core.decision import Evaluation, Evidence, Thresholds, judge_score
 from edge_daemon.core.geometry import Region
+from edge_daemon.core.mask import ignored_pixels, in_frame
+from edge_daemon.core.picture import map_region
 from edge_daemon.detectors.base import judge_picture
 from edge_daemon.detectors.loading import build_detector, check_golden
 from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
 from edge_daemon.engines.sessions import EngineOptions, Sessions
+from edge_daemon.errors import NotLocatedError
 from export.calibrate import Calibration, features_of
 from export.errors import CalibrationError
 from export.gather import Gathered
@@ -26,6 +30,7 @@ _CLEAR_OF_LIMIT = 0.02
 _CLEAR_OF_ZERO = 0.1
 _CLEARLY_DAMAGED = 1.1  # times the threshold
 _ADDED = "golden/added-"
+_PLACES_TRIED = 1000
 
 
 BLIND = (
@@ -163,32 +168,64 @@ def _judge_golden(detector: PatchCoreDetector, file: str, kind: str, pixels: NDA
 
 def _damaged_sample(detector: PatchCoreDetector, seed: int, pixels: NDArray[np.uint8]) -> GoldenSample | None:
     """A good picture with seeded damage, larger each time until it is clearly NotOK; None when it never is."""
+    pixels = _at_rest(detector.settings, pixels)
     for share in (0.15, 0.25, 0.4):
         spoiled = damage(pixels, detector.settings, share, seed)
-        golden = _judge_golden(detector, "golden/damaged-1.png", "damaged", spoiled)
+        if spoiled is None:
+            continue
+        try:
+            golden = _judge_golden(detector, "golden/damaged-1.png", "damaged", spoiled)
+        except NotLocatedError:  # so much damage that the part is not found: no proof that it is seen
+            continue
         if golden.evaluation is Evaluation.NOT_OK and clearly_damaged(golden.evidence.score, detector.thresholds):
             return golden
     return None
 
 
-def damage(pixels: NDArray[np.uint8], settings: PatchCoreSettings, share: float, seed: int) -> NDArray[np.uint8]:
-    """Paste coarse noise over a square of what is judged; the frame outside it stays as it is.
+def _at_rest(settings: PatchCoreSettings, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The frame with its part where the golden one lies, so that region and mask are where they are judged."""
+    pose = None if settings.locator is None else settings.locator.locate(pixels)
+    return pixels if pose is None else aligned(pixels, pose)
 
-    pixels: (H, W) or (H, W, 3) uint8; share: side of the square over the shorter side of the judged
-    rectangle. Grains are an eighth of the square, so that they survive the resize to model size.
+
+def damage(pixels: NDArray[np.uint8], settings: PatchCoreSettings, share: float, seed: int) -> NDArray[np.uint8] | None:
+    """Paste coarse noise over a square of what is judged, nowhere under the mask; the frame outside it stays as it is.
+
+    pixels: (H, W) or (H, W, 3) uint8, the part at rest; share: side of the square over the shorter side of the judged
+    rectangle (in tiles: of a tile). Grains are an eighth of the square, so that they survive the resize to model
+    size. None where the mask leaves no room for it.
     """
     rng = np.random.default_rng(seed)
     region = settings.region or Region(0, 0, *settings.frame_size)
     width = region.w * settings.size[0] // settings.resize_to[0]
     height = region.h * settings.size[1] // settings.resize_to[1]
-    side = max(1, int(min(width, height) * share))
-    x = region.x + (region.w - width) // 2 + int(rng.integers(width - side + 1))
-    y = region.y + (region.h - height) // 2 + int(rng.integers(height - side + 1))
+    shorter = min(width, height)
+    if settings.tiling is not None:
+        shorter = min(shorter, min(settings.tiling.tile) * region.w // settings.resize_to[0])
+    side = max(1, int(shorter * share))
+    left, top = region.x + (region.w - width) // 2, region.y + (region.h - height) // 2
+    hidden = _hidden(settings)
+    for _ in range(_PLACES_TRIED):
+        x = left + int(rng.integers(width - side + 1))
+        y = top + int(rng.integers(height - side + 1))
+        if hidden is None or not hidden[y : y + side, x : x + side].any():
+            break
+    else:
+        return None
     grains = rng.integers(0, 2, (8, 8, 3), dtype=np.uint8) * np.uint8(255)
     noise = np.asarray(cv2.resize(grains, (side, side), interpolation=cv2.INTER_NEAREST), np.uint8)
     spoiled = pixels.copy()
     spoiled[y : y + side, x : x + side] = noise if pixels.ndim == 3 else noise[..., 0]
     return spoiled
+
+
+def _hidden(settings: PatchCoreSettings) -> NDArray[np.bool_] | None:
+    """Full-frame pixels under the mask, (H, W) bool; None without one."""
+    if settings.ignored is None:
+        return None
+    pixels = ignored_pixels(settings.ignored, settings.size, settings.extent)
+    covers = map_region(settings.frame_size, settings.region, settings.resize_to, settings.size)
+    return in_frame(pixels, covers, settings.frame_size)
 
 
 def clear_of(score: float, thresholds: Thresholds) -> bool:

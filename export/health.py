@@ -97,10 +97,17 @@ def robust_deviation(values: NDArray[np.float64]) -> float:
 
 
 def learn_health(
-    paths: Sequence[Path], names: Sequence[str], blocks: Sequence[str], region: Region | None, progress: Progress
+    paths: Sequence[Path],
+    names: Sequence[str],
+    blocks: Sequence[str],
+    region: Region | None,
+    progress: Progress,
+    *,
+    located: bool = False,
 ) -> Learned:
     """Limits from good pictures, all of one size. names: for messages; blocks: what belongs together counts once;
-    region: what is judged, None for all.
+    region: what is judged, None for all; located: the recipe aligns parts, so that how far they may lie is its search
+    range and no limit here.
 
     Of very many pictures, 2,000 spread evenly are measured. Raises PicturesError for one that cannot be read.
     """
@@ -111,7 +118,17 @@ def learn_health(
             kept.append(_read(paths[index], region))
             advance(1)
     count = len({blocks[index] for index in chosen.tolist()})
-    return limits_from(kept, [names[index] for index in chosen.tolist()], count)
+    learned = limits_from(kept, [names[index] for index in chosen.tolist()], count)
+    return _without_shifts(learned) if located else learned
+
+
+def _without_shifts(learned: Learned) -> Learned:
+    """The same without limits on where the part lies; how it drifts is still told."""
+    free = {
+        name: limit.model_copy(update={"lower": None, "upper": None}) if name.startswith("shift_") else limit
+        for name, limit in learned.health.limits.items()
+    }
+    return Learned(learned.health.model_copy(update={"limits": free}), learned.notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +203,11 @@ def with_health(fields: Mapping[str, Any], health: HealthPart | None) -> dict[st
 def _most_typical(pictures: Sequence[NDArray[np.uint8]]) -> int:
     """The picture nearest to the median picture, by the sum of its differences."""
     stack = np.stack(pictures)
-    middle = np.median(stack, axis=0)
-    return int(np.argmin(np.abs(stack - middle).sum(axis=(1, 2))))
+    distance = np.zeros(len(stack))
+    for row in range(stack.shape[1]):  # a median of all at once would take sixteen times the pictures' own memory
+        line = stack[:, row]
+        distance += np.abs(line - np.median(line, axis=0)).sum(axis=1)
+    return int(np.argmin(distance))
 
 
 def _limit(

@@ -44,6 +44,15 @@ def thumbnail(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray((reduced - reduced.mean(axis=(0, 1))).ravel(), np.float32)
 
 
+def thumbnail_of_tiles(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """`thumbnail` of a picture that comes as (T, H, W, 3) uint8: of the picture itself where T is 1, else of its tiles,
+    each made small, one below the other."""
+    if len(tiles) == 1:
+        return thumbnail(tiles[0])
+    small = [cv2.resize(tile, (_SIDE, 8), interpolation=cv2.INTER_AREA) for tile in tiles]
+    return thumbnail(np.asarray(np.concatenate(small), np.uint8))
+
+
 def _median_distance(small: NDArray[np.float32]) -> float:
     chosen = small[np.random.default_rng(0).permutation(len(small))[:_SAMPLE]].astype(np.float64)
     norms = np.einsum("nd,nd->n", chosen, chosen)

@@ -200,7 +200,7 @@ def _same_bank(before: _Trial, after: _Trial, paths: Sequence[Path]) -> tuple[Pa
     pictures = [read_picture(path) for path in paths]
     made, rows = [], None
     for trial in (before, after):
-        features = [trial.detector.extractor.extract(trial.detector.prepare(p)[None])[0] for p in pictures]
+        features = [trial.detector.extractor.extract(trial.detector.prepare(p).inputs)[0] for p in pictures]
         patches = np.concatenate([f.reshape(-1, f.shape[-1]) for f in map(on_host, features)])
         if rows is None:
             count = min(_BANK_ROWS, len(patches))
@@ -224,7 +224,7 @@ def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
 def _fps(before: _Trial, after: _Trial) -> tuple[float, float, float]:
     """(fp32, int8, median ratio) pictures a second of the two graphs, taken in turn: load hits both alike."""
     golden = before.recipe.golden[0].pixels
-    picture: NDArray[np.uint8] = before.detector.prepare(golden)[None]
+    picture: NDArray[np.uint8] = before.detector.prepare(golden).inputs
     times: list[tuple[float, float]] = []
     for _ in range(_TIMED_RUNS + 1):
         turn = []

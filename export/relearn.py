@@ -9,9 +9,8 @@ from typing import Any
 from edge_daemon.artefact.manifest import HealthPart, Manifest
 from edge_daemon.artefact.pictures import read_picture
 from edge_daemon.artefact.recipe import MANIFEST, manifest_bytes, read_files, verify_files, write_recipe
-from edge_daemon.core.geometry import Region
 from edge_daemon.core.health import HealthLimits, Violation, measure, take_sample, violation
-from edge_daemon.detectors.health import health_limits
+from edge_daemon.detectors.health import health_limits, health_region
 from edge_daemon.engines.sessions import EngineOptions
 from edge_daemon.errors import PictureError
 from export.build import output_problems
@@ -63,8 +62,8 @@ def _learn(manifest: Manifest, images: Path) -> Learned:
         found = read_picture(path).shape
         if (found[1], found[0]) != (width, height):
             raise PicturesError(f"{path} is {found[1]}x{found[0]} px, the recipe judges frames of {width}x{height}")
-    region = Region(*manifest.view.region) if manifest.view.region else None
-    return learn_health(paths, names, names, region, _silent)
+    located = manifest.align is not None
+    return learn_health(paths, names, names, health_region(manifest), _silent, located=located)
 
 
 def try_health(manifest: Manifest, images: Path) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from edge_daemon.artefact.pictures import read_picture
 from edge_daemon.artefact.recipe import Recipe
 from edge_daemon.core.decision import Evaluation
 from edge_daemon.core.geometry import Region
-from edge_daemon.core.picture import heat, map_region, outlined, overlay
+from edge_daemon.core.picture import heat, map_in_frame, map_region, outlined, overlay
 from edge_daemon.errors import PictureError
 from export.dataset import GOOD, read_mask
 from export.errors import ExportError
@@ -177,7 +177,11 @@ def _cards(evaluated: Evaluated, order: list[int], manifest: Manifest, groups: l
         except PictureError as exc:  # it could be read a minute ago
             raise ReportError(f"a picture vanished or changed while the report was made: {exc}") from exc
         pixel_threshold = evaluated.thresholds.pixel
-        found = overlay(pixels, evaluated.maps[index], pixel_threshold, judged.boxes, covers, side_px)
+        heat_of: NDArray[np.float32] = evaluated.maps[index]
+        where: Region | None = covers
+        if judged.pose is not None and judged.pose.moved:
+            heat_of, where = map_in_frame(heat_of, covers, judged.pose, view.frame_size, side_px), None
+        found = overlay(pixels, heat_of, pixel_threshold, judged.boxes, where, side_px)
         truth = outlined(pixels, marked, side_px)
         yield _card(judged, evaluated, groups, _jpeg_uri(truth, budget), _jpeg_uri(found, budget))
 

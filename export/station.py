@@ -3,15 +3,15 @@
 import math
 import tempfile
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_daemon.core.decision import Thresholds
-from edge_daemon.core.resize import to_model_input
+from edge_daemon.detectors.base import Extractor
 from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
+from edge_daemon.detectors.tiles import TiledExtractor
 from edge_daemon.engines.nearest import make_engine
 from edge_daemon.engines.sessions import EngineOptions, OnnxExtractor
 from export.bank import Bank, embed_pictures
@@ -25,21 +25,32 @@ NO_THRESHOLDS = Thresholds(0.0, 0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Station:
-    """backbone: the fused graph, and `extractor` its session; settings: of the detector; pictures: of one folder."""
+    """backbone: the fused graph, and `extractor` its session, fed with tiles where there are some; settings: of the
+    detector; pictures: of one folder."""
 
     backbone: FusedBackbone
-    extractor: OnnxExtractor
+    extractor: Extractor
     settings: PatchCoreSettings
     pictures: Gathered
 
     @property
     def patches(self) -> int:
-        """Of one picture."""
-        return math.prod(self.backbone.grid)
+        """Of one picture, without those under the mask."""
+        if self.settings.ignored is not None:
+            return int((~self.settings.ignored).sum())
+        return math.prod(self.backbone.grid if self.settings.tiling is None else self.settings.tiling.grid)
+
+    def features(self, index: int) -> NDArray[np.float32]:
+        """(gh, gw, D) float32 of one picture. Raises CalibrationError when they are not finite."""
+        return features_of(self.extractor, self.pictures, index)
 
     def embed(self, index: int) -> NDArray[np.float32]:
-        """(P, D) float32 patch embeddings of one picture. Raises CalibrationError when they are not finite."""
-        return features_of(self.extractor, self.pictures, index).reshape(-1, self.backbone.dim)
+        """(P, D) float32 patch embeddings of one picture, without those under the mask. Raises CalibrationError when
+        they are not finite."""
+        features = self.features(index)
+        if self.settings.ignored is not None:
+            return features[~self.settings.ignored]
+        return features.reshape(-1, self.backbone.dim)
 
     def embed_all(self, indices: NDArray[np.int64], progress: Progress) -> NDArray[np.float32]:
         """(pictures · P, D) float32 of these pictures, in a scratch file where they are many."""
@@ -53,7 +64,7 @@ class Station:
 
 def open_station(
     backbone: FusedBackbone,
-    extractor: OnnxExtractor,
+    extractor: Extractor,
     settings: PatchCoreSettings,
     folder: Path,
     block: str | None,
@@ -61,30 +72,25 @@ def open_station(
     progress: Progress,
 ) -> Station:
     """Read the folder's pictures as the daemon will see them. Raises PicturesError, ExportError."""
-    prepare = partial(
-        to_model_input,
-        frame_size=settings.frame_size,
-        region=settings.region,
-        resize_to=settings.resize_to,
-        size=settings.size,
-        method=settings.resize,
-    )
     scratch = Path(tempfile.gettempdir())
     paths = list_pictures(folder)
-    pictures = gather(folder, paths, prepare, backbone.size, block, skip_unreadable, scratch, progress)
+    tiles = 1 if settings.tiling is None else len(settings.tiling.tiles())
+    shape = (tiles, backbone.size[1], backbone.size[0], 3)
+    pictures = gather(folder, paths, settings.prepare, shape, block, skip_unreadable, scratch, progress)
     return Station(backbone, extractor, settings, pictures)
 
 
-def make_extractor(backbone: FusedBackbone, options: EngineOptions) -> OnnxExtractor:
-    """The backbone in a session. Raises ProviderError, RecipeEngineError."""
-    return OnnxExtractor(backbone.model_bytes, backbone.sha256, options)
+def make_extractor(backbone: FusedBackbone, options: EngineOptions, settings: PatchCoreSettings) -> Extractor:
+    """The backbone in a session, fed as the settings say. Raises ProviderError, RecipeEngineError."""
+    extractor = OnnxExtractor(backbone.model_bytes, backbone.sha256, options)
+    return extractor if settings.tiling is None else TiledExtractor(extractor, settings.tiling)
 
 
 def twin_notes(pictures: Gathered) -> list[str]:
     """What is worth saying about copies and files left out."""
     notes = []
     if pictures.skipped:
-        notes.append(f"{len(pictures.skipped)} unreadable pictures were left out")
+        notes.append(f"{len(pictures.skipped)} pictures that cannot be used were left out")
     if pictures.near_copies:
         notes.append(
             f"{pictures.near_copies} pictures differ from others in noise only: the same part again. They count with "

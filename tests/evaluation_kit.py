@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from edge_daemon.artefact.manifest import Manifest
 from edge_daemon.artefact.pictures import encode_png
+from edge_daemon.core.align import Pose
 from edge_daemon.core.decision import Evidence, Thresholds
 from edge_daemon.core.geometry import Region
 from edge_daemon.core.maps import boxes_above
 from edge_daemon.core.resize import to_model_input
+from edge_daemon.detectors.base import Prepared
 from export.dataset import find_samples
 from export.evaluate import evaluate
 
@@ -110,12 +112,13 @@ class BrightSpotDetector:
         self.thresholds = thresholds or Thresholds(20, 40, 20)
         self.spoilt_score: float | None = None
 
-    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def prepare(self, pixels: NDArray[np.uint8]) -> Prepared:
         view, pre = self.of.view, self.of.preprocess
         region = Region(*view.region) if view.region else None
-        return to_model_input(pixels, view.frame_size, region, pre.resize_to, pre.size, pre.resize)
+        return Prepared(to_model_input(pixels, view.frame_size, region, pre.resize_to, pre.size, pre.resize)[None])
 
-    def judge(self, features: NDArray[np.float32], thresholds: Thresholds) -> Evidence:
+    def judge(self, features: NDArray[np.float32], thresholds: Thresholds, pose: Pose | None = None) -> Evidence:
+        assert pose is None
         anomaly, view = self.anomaly_map(features), self.of.view
         score = float(anomaly.max()) if self.spoilt_score is None else self.spoilt_score
         region = Region(*view.region) if view.region else None

@@ -2,7 +2,12 @@
 
 from typing import Annotated, Any, Final, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from edge_daemon.core.mask import unpack
+from edge_daemon.core.tiles import Tiling
 
 RECIPE_SCHEMA: Final = "edge-daemon/recipe/1"
 
@@ -12,12 +17,25 @@ RECIPE_SCHEMA: Final = "edge-daemon/recipe/1"
 PCA_FEATURE: Final = "pca/1"
 # `health/1`: `health` holds what a picture must be like to be judged at all; see `core.health`.
 HEALTH_FEATURE = "health/1"
-KNOWN_FEATURES = frozenset({"patchcore/1", PCA_FEATURE, HEALTH_FEATURE})
+# `align/1`: `align` says how the part is found in the frame; what is judged is the frame turned and shifted so that the
+# part lies as in `golden/template.png`. See `core.align`.
+ALIGN_FEATURE: Final = "align/1"
+# `mask/1`: `mask` names the cells of the grid that are ignored; see `core.mask`.
+MASK_FEATURE: Final = "mask/1"
+# `tiles/1`: `preprocess.size` is larger than the backbone's input and judged as overlapping `tiles` of that size; see
+# `core.tiles`. `backbone.grid` and `.extent` are those of one tile.
+TILES_FEATURE: Final = "tiles/1"
+# `smallest/1`: boxes below `view.min_defect_mm2` are counted and not drawn.
+SMALLEST_FEATURE: Final = "smallest/1"
+KNOWN_FEATURES = frozenset(
+    {"patchcore/1", PCA_FEATURE, HEALTH_FEATURE, ALIGN_FEATURE, MASK_FEATURE, TILES_FEATURE, SMALLEST_FEATURE}
+)
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^(golden/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}$")]
 RecipeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 PositiveInt = Annotated[int, Field(ge=1)]
+NaturalInt = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -39,10 +57,25 @@ class ViewPart(Part):
 
     frame_size: tuple[PositiveInt, PositiveInt]
     """Width and height of the full frame; another size is refused at run time."""
-    region: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], PositiveInt, PositiveInt] | None = None
-    """x, y, w, h of the region of interest in full-frame pixels; null for the whole frame."""
+    region: tuple[NaturalInt, NaturalInt, PositiveInt, PositiveInt] | None = None
+    """x, y, w, h of the region of interest in full-frame pixels; null for the whole frame. With feature `align/1` in
+    pixels of the aligned picture."""
     um_per_px: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Scale, for box areas in mm²."""
+    min_defect_mm2: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Feature `smallest/1`: boxes of a smaller area are counted and not drawn. The image score alone decides."""
+
+    @property
+    def min_defect_px(self) -> float:
+        """The same in full-frame pixels, 0 where every box counts."""
+        if self.min_defect_mm2 is None or self.um_per_px is None:
+            return 0.0
+        return self.min_defect_mm2 / (self.um_per_px / 1000) ** 2
+
+    @model_serializer(mode="wrap")
+    def _without_absent_keys(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Versions that do not know the key refuse it even when it says nothing."""
+        return _without(serialise(self), ("min_defect_mm2",))
 
 
 class PreprocessPart(Part):
@@ -50,7 +83,7 @@ class PreprocessPart(Part):
 
     resize: Literal["antialias", "area"]
     size: tuple[PositiveInt, PositiveInt]
-    """Width and height of the model's input picture, after any crop."""
+    """Width and height of the picture that is judged, after any crop: the model's input, or what is cut into tiles."""
     resize_to: tuple[PositiveInt, PositiveInt]
     """Width and height before the centre crop; equals `size` where there is no crop."""
 
@@ -147,6 +180,50 @@ class HealthPart(Part):
     """How the limits were learned: pictures, blocks, stated rate, the reference's name."""
 
 
+class AlignPart(FileRef):
+    """Feature `align/1`: the file is the golden picture, a full frame, and a part is looked for by its `template`."""
+
+    template: tuple[NaturalInt, NaturalInt, PositiveInt, PositiveInt]
+    """x, y, w, h in pixels of the golden picture."""
+    shift_px: NaturalInt
+    """How far a part may lie from the golden one, in x and in y, full-frame pixels."""
+    rotation_deg: Annotated[float, Field(ge=0, le=180, allow_inf_nan=False)]
+    """How far it may be turned either way."""
+    correlation: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+    """What is less alike than this is not the part."""
+    picture: str
+    """Name of the golden picture where the recipe was made."""
+
+
+class MaskPart(Part):
+    """Feature `mask/1`: what is ignored."""
+
+    grid: tuple[PositiveInt, PositiveInt]
+    """Cells across and down; the whole grid where there are tiles."""
+    cells: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$", max_length=4 << 20)]
+    """Base64 of the ignored cells, row by row, eight to a byte; see `core.mask.pack`."""
+    source: dict[str, Any]
+    """The file it was made from, and the share of the grid that is ignored."""
+
+    def ignored(self) -> NDArray[np.bool_]:
+        """(gh, gw) bool. Raises ValueError when the cells do not fill the grid."""
+        return unpack(self.cells, (self.grid[1], self.grid[0]))
+
+
+class TilesPart(Part):
+    """Feature `tiles/1`: how the picture is cut; see `core.tiles.Tiling`."""
+
+    tile: tuple[PositiveInt, PositiveInt]
+    """Width and height of the backbone's input."""
+    overlap_px: NaturalInt
+    """The least overlap of two tiles, in pixels of the resized picture."""
+
+
+def _without(fields: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """The fields without those of these keys that say nothing."""
+    return {key: value for key, value in fields.items() if key not in keys or value is not None}
+
+
 class Manifest(BaseModel):
     """The whole of recipe.json."""
 
@@ -175,10 +252,47 @@ class Manifest(BaseModel):
     provenance: dict[str, Any]
     health: HealthPart | None = None
     """With feature `health/1`; left out of recipe.json without it, for versions that do not know the key."""
+    align: AlignPart | None = None
+    mask: MaskPart | None = None
+    tiles: TilesPart | None = None
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How the picture is cut into tiles, None where it is not. Raises ValueError when it cannot be."""
+        if self.tiles is None:
+            return None
+        backbone = self.backbone
+        return tiling_of(self.preprocess.size, self.tiles.tile, self.tiles.overlap_px, backbone.grid, backbone.extent)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Cells of the whole picture, down and across."""
+        tiling = self.tiling
+        return (self.backbone.grid[1], self.backbone.grid[0]) if tiling is None else tiling.grid
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Width and height in model pixels that the whole grid covers."""
+        return self.backbone.extent if self.tiles is None else self.preprocess.size
 
     @model_serializer(mode="wrap")
     def _without_absent_parts(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = serialise(self)
-        if fields.get("health") is None:
-            fields.pop("health", None)
-        return fields
+        return _without(serialise(self), ("health", "align", "mask", "tiles"))
+
+
+def tiling_of(
+    size: tuple[int, int], tile: tuple[int, int], overlap_px: int, grid: tuple[int, int], extent: tuple[int, int]
+) -> Tiling:
+    """The tiling of a picture of that size by a backbone whose cells are squares that fill its input exactly.
+
+    tile: the backbone's input, grid: its cells across and down, extent: what they cover; all width, height. Raises
+    ValueError for another backbone, and when the sizes do not go together.
+    """
+    (across, down), (width, height) = grid, extent
+    cell = width // across
+    if tile != (width, height) or (across * cell, down * cell) != tile:
+        raise ValueError(
+            f"tiles need a backbone whose cells fill its input evenly; this one has {across}x{down} cells on "
+            f"{width}x{height} px"
+        )
+    return Tiling(size, tile, overlap_px, cell)

@@ -24,7 +24,17 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from edge_daemon.artefact.manifest import HEALTH_FEATURE, KNOWN_FEATURES, PCA_FEATURE, RECIPE_SCHEMA, Manifest
+from edge_daemon.artefact.manifest import (
+    ALIGN_FEATURE,
+    HEALTH_FEATURE,
+    KNOWN_FEATURES,
+    MASK_FEATURE,
+    PCA_FEATURE,
+    RECIPE_SCHEMA,
+    SMALLEST_FEATURE,
+    TILES_FEATURE,
+    Manifest,
+)
 from edge_daemon.artefact.pictures import decode_picture
 from edge_daemon.errors import (
     EdgeError,
@@ -39,11 +49,13 @@ from edge_daemon.errors import (
 MANIFEST = "recipe.json"
 BANK = "bank.safetensors"
 BACKBONE = "backbone.onnx"
+TEMPLATE = "golden/template.png"
 _FIXED_NAMES = frozenset({MANIFEST, BANK, BACKBONE, "prototypes.safetensors", "signature"})
 _GOLDEN_NAME = re.compile(r"golden/[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")
 _MAX_FILES = 256
 _MAX_BYTES = 16 << 30
 _MAX_MANIFEST_BYTES = 16 << 20
+_MAX_TILED_PX = 64 << 20  # of the picture that is cut: 8000x2000 is a quarter of it
 _ZERO_DIGEST = "0" * 64
 _SELF_DIGEST = re.compile(rb'("self_sha256": ?")([0-9a-f]{64})(")')
 
@@ -64,13 +76,15 @@ class Golden:
 class Recipe:
     """A recipe whose bytes are verified. digest: SHA-256 that names it; bank: (rows, dim) float32;
     backbone: the fused ONNX graph's bytes; projection: (backbone dim, dim) float32 that takes embeddings to the
-    bank's dimensions, None where they are the backbone's."""
+    bank's dimensions, None where they are the backbone's; template: the golden picture that parts are located by, a
+    full frame, (H, W) or (H, W, 3) uint8, None without feature `align/1`."""
 
     manifest: Manifest
     bank: NDArray[np.float32]
     backbone: bytes
     golden: tuple[Golden, ...]
     projection: NDArray[np.float32] | None = None
+    template: NDArray[np.uint8] | None = None
 
     @property
     def digest(self) -> str:
@@ -169,6 +183,8 @@ def _check_digests(manifest: Manifest, raw: bytes, files: Mapping[str, bytes], w
     expected = {manifest.bank.file: manifest.bank.sha256, **{g.file: g.sha256 for g in manifest.golden}}
     if manifest.backbone.file is not None:
         expected[manifest.backbone.file] = manifest.backbone.sha256
+    if manifest.align is not None:
+        expected[manifest.align.file] = manifest.align.sha256
     missing = sorted(set(expected) - set(files))
     if missing:
         raise RecipeUnreadable(f"{where} lacks {', '.join(missing)}: copy the recipe again")
@@ -225,17 +241,76 @@ def _check_geometry(manifest: Manifest, where: str) -> None:
             problems.append(f"the region {view.region} leaves the frame {view.frame_size}")
     if pre.size[0] > pre.resize_to[0] or pre.size[1] > pre.resize_to[1]:
         problems.append(f"the model size {pre.size} is larger than the resized picture {pre.resize_to}")
-    if backbone.extent[0] < pre.size[0] or backbone.extent[1] < pre.size[1]:
+    if manifest.tiles is not None:
+        problems += _tiles_problems(manifest)
+    elif backbone.extent[0] < pre.size[0] or backbone.extent[1] < pre.size[1]:
         problems.append(f"the grid's extent {backbone.extent} does not cover the model size {pre.size}")
+    if not problems:
+        problems += _mask_problems(manifest) + _align_problems(manifest)
+    if manifest.view.min_defect_mm2 is not None and manifest.view.um_per_px is None:
+        problems.append("a smallest defect in mm² needs a scale")
     if manifest.thresholds.lower > manifest.thresholds.upper:
         problems.append("the lower threshold is above the upper one")
-    if (manifest.health is None) == (HEALTH_FEATURE in manifest.required_features):
-        problems.append(f"health limits and the feature {HEALTH_FEATURE} do not come together")
+    for what, part, feature in (
+        ("health limits", manifest.health, HEALTH_FEATURE),
+        ("an alignment", manifest.align, ALIGN_FEATURE),
+        ("a mask", manifest.mask, MASK_FEATURE),
+        ("tiles", manifest.tiles, TILES_FEATURE),
+        ("a smallest defect", manifest.view.min_defect_mm2, SMALLEST_FEATURE),
+    ):
+        if (part is None) == (feature in manifest.required_features):
+            problems.append(f"{what} and the feature {feature} do not come together")
     for name, limit in manifest.health.limits.items() if manifest.health else ():
         if limit.lower is not None and limit.upper is not None and limit.lower > limit.upper:
             problems.append(f"the lower health limit of {name} is above the upper one")
     if problems:
         raise RecipeShapeError(f"{where}: {'; '.join(problems)}")
+
+
+def _tiles_problems(manifest: Manifest) -> list[str]:
+    size, resize_to = manifest.preprocess.size, manifest.preprocess.resize_to
+    try:
+        _ = manifest.tiling
+    except ValueError as error:
+        return [str(error)]
+    problems = [] if size == resize_to else [f"tiles leave no room for a crop from {resize_to} to {size}"]
+    if size[0] * size[1] > _MAX_TILED_PX:
+        problems.append(f"a picture of {size[0]}x{size[1]} px is larger than one that is cut into tiles may be")
+    return problems
+
+
+def _mask_problems(manifest: Manifest) -> list[str]:
+    if manifest.mask is None:
+        return []
+    if (manifest.mask.grid[1], manifest.mask.grid[0]) != manifest.grid:
+        return [f"the mask has {manifest.mask.grid} cells, the grid {manifest.grid[::-1]}"]
+    try:
+        ignored = manifest.mask.ignored()
+    except ValueError as error:
+        return [f"the mask cannot be read: {error}"]
+    return ["the mask ignores everything: nothing would be judged"] if ignored.all() else []
+
+
+def _align_problems(manifest: Manifest) -> list[str]:
+    if manifest.align is None:
+        return []
+    (x, y, w, h), (width, height) = manifest.align.template, manifest.view.frame_size
+    if manifest.align.file != TEMPLATE or x + w > width or y + h > height:
+        return [f"the template {manifest.align.template} is not inside a frame {width, height} in {TEMPLATE}"]
+    return []
+
+
+def _load_template(manifest: Manifest, files: Mapping[str, bytes], where: str) -> NDArray[np.uint8] | None:
+    """The golden picture that parts are located by, of the frame's size."""
+    if manifest.align is None:
+        return None
+    try:
+        pixels = decode_picture(files[manifest.align.file], manifest.align.file)
+    except PictureError as error:
+        raise RecipeShapeError(f"{where}: the golden picture {manifest.align.file} is no picture: {error}") from error
+    if (pixels.shape[1], pixels.shape[0]) != manifest.view.frame_size:
+        raise RecipeShapeError(f"{where}: the golden picture {manifest.align.file} has not the size of the frame")
+    return pixels
 
 
 def _load_golden(manifest: Manifest, files: Mapping[str, bytes], where: str) -> tuple[Golden, ...]:
@@ -276,7 +351,8 @@ def verify_files(files: Mapping[str, bytes], where: str, backbone_of: Callable[[
         raise RecipeDigestError(f"{where}: the store's backbone {manifest.backbone.sha256[:12]} is damaged")
     _check_geometry(manifest, where)
     bank, projection = _load_bank(files[manifest.bank.file], manifest, where)
-    return Recipe(manifest, bank, backbone, _load_golden(manifest, files, where), projection)
+    golden, template = _load_golden(manifest, files, where), _load_template(manifest, files, where)
+    return Recipe(manifest, bank, backbone, golden, projection, template)
 
 
 def bank_bytes(bank: NDArray[np.float32], projection: NDArray[np.float32] | None = None) -> bytes:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_daemon.core.align import Pose
 from edge_daemon.core.decision import Evaluation
 from edge_daemon.core.geometry import Box, Region
 
@@ -53,6 +54,26 @@ def map_region(
     x0, x1 = (round(left * area.w / resize_to[0]), round((left + size[0]) * area.w / resize_to[0]))
     y0, y1 = (round(top * area.h / resize_to[1]), round((top + size[1]) * area.h / resize_to[1]))
     return Region(area.x + x0, area.y + y0, max(1, x1 - x0), max(1, y1 - y0))
+
+
+def map_in_frame(
+    anomaly_map: NDArray[np.float32], covers: Region, pose: Pose, frame_size: tuple[int, int], max_side_px: int | None
+) -> NDArray[np.float32]:
+    """The map of an aligned picture turned back to where the part lay, for the whole frame; 0 where there is no map.
+
+    anomaly_map: (h, w) float32; covers: what of the aligned picture it covers; frame_size: width, height. Returns
+    (H, W) float32 of the frame's shape, at most `max_side_px` long.
+    """
+    scale = min(1.0, (max_side_px or max(frame_size)) / max(frame_size))
+    size = max(1, round(frame_size[0] * scale)), max(1, round(frame_size[1] * scale))
+    height, width = anomaly_map.shape
+    # Pixel i covers i to i + 1 everywhere: map, aligned frame, frame, picture shown.
+    from_map = np.array([[covers.w / width, 0, covers.x], [0, covers.h / height, covers.y], [0, 0, 1]])
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    turned = half @ np.vstack([pose.matrix(), [0, 0, 1]]) @ np.linalg.inv(half)
+    shown = np.diag([size[0] / frame_size[0], size[1] / frame_size[1], 1.0])
+    matrix = np.linalg.inv(half) @ shown @ turned @ from_map @ half
+    return np.asarray(cv2.warpAffine(anomaly_map, matrix[:2], size, flags=cv2.INTER_LINEAR), np.float32)
 
 
 def heat(anomaly_map: NDArray[np.float32], pixel_threshold: float) -> NDArray[np.uint8]:

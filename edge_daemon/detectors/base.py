@@ -1,16 +1,30 @@
 """The contract of all detectors: cameras, thresholds, boxes, wire and gateway never know which one it is."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_daemon.core.align import Pose
 from edge_daemon.core.decision import Evidence, Thresholds
 from edge_daemon.engines.device import DeviceFeatures
 
 # Of one frame: (gh, gw, D) float32, on the host or where the session left it.
 Features = NDArray[np.float32] | DeviceFeatures
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A frame as the backbone takes it.
+
+    inputs: (T, H, W, 3) uint8 at model size, T tiles, 1 where the picture is not cut; pose: how the part lay in the
+    frame, None where it was not looked for.
+    """
+
+    inputs: NDArray[np.uint8]
+    pose: Pose | None = None
 
 
 def on_host(features: Features) -> NDArray[np.float32]:
@@ -23,7 +37,7 @@ class Extractor(Protocol):
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """(graph SHA-256, height, width): frames with equal keys may share a batch."""
+        """(graph SHA-256 and how it is fed, height, width): frames with equal keys may share a batch."""
         ...
 
     @property
@@ -32,8 +46,8 @@ class Extractor(Protocol):
         ...
 
     def extract(self, batch: NDArray[np.uint8]) -> NDArray[np.float32] | Sequence[DeviceFeatures]:
-        """(N, H, W, 3) uint8 RGB at model size -> (N, gh, gw, D) float32, or N features on the device.
-        Raises EdgeError."""
+        """(N·T, H, W, 3) uint8 RGB at model size, the T inputs of each of N frames -> (N, gh, gw, D) float32, or N
+        features on the device. Raises EdgeError."""
         ...
 
 
@@ -46,16 +60,19 @@ class Detector(Protocol):
     @property
     def thresholds(self) -> Thresholds: ...
 
-    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Full frame -> model input (H, W, 3) uint8. Raises PictureError when the frame does not fit."""
+    def prepare(self, pixels: NDArray[np.uint8]) -> Prepared:
+        """Full frame -> model inputs. Raises PictureError when the frame does not fit, NotLocatedError when the part
+        is not where the recipe looks for it."""
         ...
 
-    def judge(self, features: Features, thresholds: Thresholds) -> Evidence:
-        """Features of one frame -> evidence, boxes in full-frame pixels. Raises EdgeError when a device fails."""
+    def judge(self, features: Features, thresholds: Thresholds, pose: Pose | None = None) -> Evidence:
+        """Features of one frame -> evidence, boxes in pixels of the frame whose part lay as `pose` says; without one,
+        of the aligned picture. Raises EdgeError when a device fails."""
         ...
 
 
 def judge_picture(detector: Detector, pixels: NDArray[np.uint8]) -> Evidence:
-    """One picture through the whole detector: resize, features, evidence."""
-    features = detector.extractor.extract(detector.prepare(pixels)[None])
-    return detector.judge(features[0], detector.thresholds)
+    """One picture through the whole detector: alignment, resize, features, evidence."""
+    prepared = detector.prepare(pixels)
+    features = detector.extractor.extract(prepared.inputs)
+    return detector.judge(features[0], detector.thresholds, prepared.pose)

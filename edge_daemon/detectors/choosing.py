@@ -35,12 +35,12 @@ def choose_engine(recipe: Recipe, sessions: Sessions, forced: str = "auto") -> C
     parameters, rows = recipe.manifest.parameters, len(recipe.bank)
     if parameters.engine != "auto":
         return Choice(parameters.engine, "recipe")
-    if sessions.choices is None:
+    if sessions.choices is None or recipe.manifest.tiles is not None:  # a large picture takes seconds: not to be tried
         return Choice(by_rule(rows), "rule")
     try:
         extractor = sessions.extractor(recipe.backbone, recipe.manifest.backbone.sha256)
-        width, height = recipe.manifest.backbone.grid
-        kind = Kind.of((rows, recipe.bank.shape[1]), width * height, extractor.provider)
+        down, across = recipe.manifest.grid
+        kind = Kind.of((rows, recipe.bank.shape[1]), down * across, extractor.provider)
         return sessions.choices.choose(kind, rows, partial(_measure, recipe, sessions, extractor.provider))
     except EdgeError as error:
         return Choice(by_rule(rows), "rule", f"the measurement failed: {error}")
@@ -58,14 +58,14 @@ def _measure(recipe: Recipe, sessions: Sessions, provider: str) -> Mapping[str, 
 
 def _golden_features(recipe: Recipe, sessions: Sessions, provider: str) -> list[Features]:
     """Of the golden pictures of good parts, or of all where there is none; finite ones only."""
-    settings = PatchCoreSettings.of(recipe.manifest)
+    settings = PatchCoreSettings.of(recipe.manifest, recipe.template)
     extractor = sessions.extractor(recipe.backbone, recipe.manifest.backbone.sha256)
     if provider != "CPUExecutionProvider":
         extract: Callable[..., Sequence[Features] | Array] = sessions.on_device(extractor).extract
     else:
         extract = extractor.extract
     golden = [g for g in recipe.golden if g.kind == "good"] or list(recipe.golden)
-    features = [extract(settings.prepare(g.pixels)[None])[0] for g in golden[:_FRAMES]]
+    features = [extract(settings.prepare(g.pixels).inputs)[0] for g in golden[:_FRAMES]]
     return [f for f in features if largest_squared_norm(_on_host(f, recipe.projection)) <= LARGEST_SQUARED_NORM]
 
 

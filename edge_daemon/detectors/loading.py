@@ -6,9 +6,10 @@ from pathlib import Path
 
 from edge_daemon.artefact.recipe import Golden, Recipe, load_recipe
 from edge_daemon.core.decision import Evidence, Thresholds, judge_score
-from edge_daemon.detectors.base import Detector, Features
+from edge_daemon.detectors.base import Detector, Extractor, Features
 from edge_daemon.detectors.choosing import choose_engine
 from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
+from edge_daemon.detectors.tiles import TiledExtractor
 from edge_daemon.engines.choice import Choice
 from edge_daemon.engines.nearest import make_engine
 from edge_daemon.engines.sessions import Sessions
@@ -19,6 +20,8 @@ from edge_daemon.errors import RecipeEngineError, RecipeGoldenError
 # must still come out within this and with the same evaluation.
 _GOLDEN_TOLERANCE = {("CPUExecutionProvider", "fp32"): 1e-5, ("CUDAExecutionProvider", "fp32"): 1e-3}
 _GOLDEN_TOLERANCE_OTHER = 1e-2
+# Poses are rounded to steps of 1/16 px and 1/64 degree: the last bit of another CPU may move one by a step.
+_GOLDEN_TOLERANCE_ALIGNED = 1e-2
 
 STEPS = ("schema and features", "digests", "shapes and values", "engine and provider", "golden samples")
 
@@ -44,7 +47,8 @@ def build_detector(recipe: Recipe, sessions: Sessions, engine: str = "auto") -> 
     """
     manifest = recipe.manifest
     extractor = sessions.extractor(recipe.backbone, manifest.backbone.sha256)
-    width, height = manifest.preprocess.size
+    settings = PatchCoreSettings.of(manifest, recipe.template)
+    width, height = settings.size if settings.tiling is None else settings.tiling.tile
     if extractor.key[1:] != (height, width):
         raise RecipeEngineError(
             f"the backbone takes {extractor.key[2]}x{extractor.key[1]} pictures, the recipe says {width}x{height}"
@@ -52,26 +56,31 @@ def build_detector(recipe: Recipe, sessions: Sessions, engine: str = "auto") -> 
     limits = manifest.thresholds
     name = engine if engine != "auto" else manifest.parameters.engine
     search = make_engine(name, recipe.bank, sessions.graphs(extractor.provider))
-    on_device = sessions.keeps_on_device(extractor.provider, search.name)
+    feeding: Extractor = extractor
+    if settings.tiling is not None:
+        feeding = TiledExtractor(extractor, settings.tiling)
+    elif settings.ignored is None and sessions.keeps_on_device(extractor.provider, search.name):
+        feeding = sessions.on_device(extractor)
     return PatchCoreDetector(
-        PatchCoreSettings.of(manifest),
+        settings,
         Thresholds(limits.lower, limits.upper, limits.pixel),
-        sessions.on_device(extractor) if on_device else extractor,
+        feeding,
         recipe.bank,
         search,
         recipe.projection,
     )
 
 
-def golden_tolerance(provider: str, precision: str) -> float:
-    """Relative tolerance of a golden sample's score."""
-    return _GOLDEN_TOLERANCE.get((provider, precision), _GOLDEN_TOLERANCE_OTHER)
+def golden_tolerance(provider: str, precision: str, located: bool = False) -> float:
+    """Relative tolerance of a golden sample's score; located: the recipe aligns parts."""
+    exact = _GOLDEN_TOLERANCE.get((provider, precision), _GOLDEN_TOLERANCE_OTHER)
+    return max(exact, _GOLDEN_TOLERANCE_ALIGNED) if located else exact
 
 
 def check_golden(recipe: Recipe, detector: Detector, golden: Golden) -> Evidence:
     """One golden sample through the live engine. Raises RecipeGoldenError when it comes out otherwise."""
     return check_golden_features(
-        recipe, detector, golden, detector.extractor.extract(detector.prepare(golden.pixels)[None])[0]
+        recipe, detector, golden, detector.extractor.extract(detector.prepare(golden.pixels).inputs)[0]
     )
 
 
@@ -79,7 +88,8 @@ def check_golden_features(recipe: Recipe, detector: Detector, golden: Golden, fe
     """The second half of `check_golden`, from what the extractor gave for the sample, (gh, gw, D) float32."""
     evidence = detector.judge(features, detector.thresholds)
     provider = detector.extractor.provider
-    tolerance = golden_tolerance(provider, recipe.manifest.backbone.precision)
+    manifest = recipe.manifest
+    tolerance = golden_tolerance(provider, manifest.backbone.precision, located=manifest.align is not None)
     for name, found, expected in (
         ("score", evidence.score, golden.score),
         ("max_distance", evidence.max_distance, golden.max_distance),

@@ -1,30 +1,40 @@
 """PatchCore as a detector (Roth et al. 2022, arXiv 2106.08265)."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_daemon.artefact.manifest import Manifest
+from edge_daemon.core.align import Locator, Pose, Search, aligned, box_in_frame
 from edge_daemon.core.decision import Evidence, Thresholds
 from edge_daemon.core.distances import LARGEST_SQUARED_NORM, largest_squared_norm
 from edge_daemon.core.geometry import Box, Region
 from edge_daemon.core.maps import Blur, Upsampling, anomaly_map, boxes_above
+from edge_daemon.core.mask import ignored_pixels
 from edge_daemon.core.patchcore import Metric, image_score, patch_distances
 from edge_daemon.core.proof import Maximum, Nearest, remember
 from edge_daemon.core.resize import ResizeMethod, to_model_input
 from edge_daemon.core.support import support
-from edge_daemon.detectors.base import Extractor, Features, on_host
+from edge_daemon.core.tiles import Tiling
+from edge_daemon.detectors.base import Extractor, Features, Prepared, on_host
+from edge_daemon.detectors.tiles import STRIP_PATCHES, maximum_by_strips
 from edge_daemon.engines.device import DeviceFeatures, DevicePatches
 from edge_daemon.engines.graph import GraphEngine
 from edge_daemon.engines.nearest import NearestNeighbour
+from edge_daemon.errors import NotLocatedError, RecipeShapeError
 
 
 @dataclass(frozen=True, slots=True)
 class PatchCoreSettings:
-    """What of a manifest the detector needs; see `artefact.manifest` for the fields."""
+    """What of a manifest the detector needs; see `artefact.manifest` for the fields.
+
+    locator: finds the part, None where parts are judged where they lie; tiling: how the picture is cut, None where it
+    is not; ignored: (gh, gw) bool, cells that take no part; smallest_px: area from which a box counts, full-frame
+    pixels.
+    """
 
     frame_size: tuple[int, int]
     region: Region | None
@@ -37,10 +47,15 @@ class PatchCoreSettings:
     upsampling: Upsampling
     blur: Blur
     blur_sigma_px: float
+    locator: Locator | None = field(default=None, compare=False)
+    tiling: Tiling | None = None
+    ignored: NDArray[np.bool_] | None = field(default=None, compare=False)
+    smallest_px: float = 0.0
 
     @classmethod
-    def of(cls, manifest: Manifest) -> "PatchCoreSettings":
-        """The settings that a manifest states."""
+    def of(cls, manifest: Manifest, template: NDArray[np.uint8] | None = None) -> "PatchCoreSettings":
+        """The settings that a manifest states. template: `artefact.recipe.Recipe.template`. Raises RecipeShapeError
+        for an alignment without a template that can be found again."""
         parameters = manifest.parameters
         return cls(
             frame_size=manifest.view.frame_size,
@@ -48,17 +63,56 @@ class PatchCoreSettings:
             resize=manifest.preprocess.resize,
             resize_to=manifest.preprocess.resize_to,
             size=manifest.preprocess.size,
-            extent=manifest.backbone.extent,
+            extent=manifest.extent,
             neighbours=parameters.neighbours,
             metric=parameters.metric,
             upsampling=parameters.upsampling,
             blur=parameters.blur,
             blur_sigma_px=parameters.blur_sigma_px,
+            locator=_locator(manifest, template),
+            tiling=manifest.tiling,
+            ignored=manifest.mask.ignored() if manifest.mask else None,
+            smallest_px=manifest.view.min_defect_px,
         )
 
-    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Full frame -> model input (H, W, 3) uint8. Raises PictureError when the frame does not fit."""
-        return to_model_input(pixels, self.frame_size, self.region, self.resize_to, self.size, self.resize)
+    def prepare(self, pixels: NDArray[np.uint8]) -> Prepared:
+        """Full frame -> model inputs. Raises PictureError when the frame does not fit, NotLocatedError when its part
+        is not found."""
+        pose = None
+        # A frame of another size or type is left to the resize to refuse.
+        if self.locator is not None and pixels.dtype == np.uint8 and self._fits(pixels.shape):
+            pose = self.locator.locate(pixels)
+            if pose is None:
+                raise NotLocatedError(_not_located(self.locator.search))
+            pixels = aligned(pixels, pose)
+        picture = to_model_input(pixels, self.frame_size, self.region, self.resize_to, self.size, self.resize)
+        if self.tiling is None:
+            return Prepared(picture[None], pose)
+        cut = self.tiling.cut
+        return Prepared(np.stack([cut(picture, tile) for tile in self.tiling.tiles()]), pose)
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) in (2, 3) and shape[1::-1] == self.frame_size and shape[2:] in ((), (3,))
+
+
+def _locator(manifest: Manifest, template: NDArray[np.uint8] | None) -> Locator | None:
+    if manifest.align is None:
+        return None
+    if template is None:
+        raise RecipeShapeError(f"{manifest.name} aligns parts, but the golden picture to align them with is missing")
+    part = manifest.align
+    search = Search(part.shift_px, part.rotation_deg, part.correlation)
+    try:
+        return Locator(template, Region(*part.template), search)
+    except ValueError as error:
+        raise RecipeShapeError(f"{manifest.name}: parts cannot be located: {error}") from error
+
+
+def _not_located(search: Search) -> str:
+    return (
+        f"the part is not found within {search.shift_px} px and {search.rotation_deg:g} degrees of the golden one, or "
+        f"is less alike than {search.correlation:g}: it is not judged; look at the fixture, the trigger and the camera"
+    )
 
 
 def project_patches(patches: NDArray[np.float32], projection: NDArray[np.float32] | None) -> NDArray[np.float32]:
@@ -110,15 +164,18 @@ class PatchCoreDetector:
         self.engine = engine
         self.projection = projection
         self._hints: NDArray[np.int64] | None = None
+        self._ignored_px = (
+            None if settings.ignored is None else ignored_pixels(settings.ignored, settings.size, settings.extent)
+        )
         self._projection_there = (
             engine.graphs.upload(projection) if isinstance(engine, GraphEngine) and projection is not None else None
         )
 
-    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Full frame -> model input (H, W, 3) uint8. Raises PictureError when the frame does not fit."""
+    def prepare(self, pixels: NDArray[np.uint8]) -> Prepared:
+        """See `PatchCoreSettings.prepare`."""
         return self.settings.prepare(pixels)
 
-    def judge(self, features: Features, thresholds: Thresholds) -> Evidence:
+    def judge(self, features: Features, thresholds: Thresholds, pose: Pose | None = None) -> Evidence:
         """Score and boxes of one frame from its (gh, gw, D) float32 features. Raises EdgeError when a device fails.
 
         Features that are not finite, or too large to be squared, give a score of NaN, which no threshold
@@ -140,8 +197,9 @@ class PatchCoreDetector:
             self.settings.metric,
         )
         boxes: tuple[Box, ...] = ()
+        small = 0
         if not found.max_distance < thresholds.pixel:
-            boxes = self._boxes(patches, nearest, grid, thresholds.pixel)
+            boxes, small = self._that_count(self._boxes(patches, nearest, grid, thresholds.pixel), pose)
         return Evidence(
             found.score,
             found.max_distance,
@@ -150,11 +208,14 @@ class PatchCoreDetector:
             partial(self._exact_map, patches, nearest, grid),
             partial(self._map, nearest.squared, grid),
             maximum.searches,
+            pose,
+            small,
         )
 
     def _search(self, features: Features, grid: tuple[int, int]) -> tuple[_Patches, Maximum | None]:
         """The patches, and the farthest of them; None where any is not finite, or too large to be squared."""
-        if isinstance(features, DeviceFeatures) and isinstance(self.engine, GraphEngine):
+        ignored = self.settings.ignored
+        if isinstance(features, DeviceFeatures) and isinstance(self.engine, GraphEngine) and ignored is None:
             there = features.patches(self._projection_there)
             if not there.squared_norms.max(initial=0.0) <= LARGEST_SQUARED_NORM:
                 return there, None
@@ -165,7 +226,24 @@ class PatchCoreDetector:
             largest = largest_squared_norm(patches)
         if not largest <= LARGEST_SQUARED_NORM:
             return patches, None
+        if ignored is not None:
+            # Not judged is what lies on a bank row: its distance is 0 to the bit, and no other patch moves.
+            patches = patches.copy() if self.projection is None else patches
+            patches[ignored.ravel()] = self.bank[0]
+        if len(patches) > STRIP_PATCHES:
+            return patches, maximum_by_strips(self.engine.maximum, patches, grid, self._known(len(patches)))
         return patches, self.engine.maximum(patches, grid, self._hints)
+
+    def _known(self, patches: int) -> NDArray[np.int64] | None:
+        """The hints, where they are of a frame of as many patches."""
+        return self._hints if self._hints is not None and self._hints.shape[1] == patches else None
+
+    def _that_count(self, boxes: tuple[Box, ...], pose: Pose | None) -> tuple[tuple[Box, ...], int]:
+        """Boxes from the smallest that counts on, where they lie in the frame; and how many are smaller."""
+        s = self.settings
+        kept = [box for box in boxes if not box.area_px < s.smallest_px]
+        there = kept if pose is None else [box_in_frame(box, pose, s.frame_size) for box in kept]
+        return tuple(there), len(boxes) - len(kept)
 
     def _boxes(self, patches: _Patches, nearest: Nearest, grid: tuple[int, int], threshold: float) -> tuple[Box, ...]:
         """Boxes of the exact map; `nearest` becomes exact wherever the map of bounds reaches the threshold.
@@ -197,4 +275,7 @@ class PatchCoreDetector:
     def _map(self, squared: NDArray[np.float64], grid: tuple[int, int]) -> NDArray[np.float32]:
         s = self.settings
         distances = patch_distances(squared, s.metric)
-        return anomaly_map(distances.reshape(grid), s.size, s.extent, s.upsampling, s.blur, s.blur_sigma_px)
+        found = anomaly_map(distances.reshape(grid), s.size, s.extent, s.upsampling, s.blur, s.blur_sigma_px)
+        if self._ignored_px is not None:
+            found[self._ignored_px] = 0  # what the blur carries over the mask's border
+        return found

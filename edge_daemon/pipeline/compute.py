@@ -10,17 +10,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_daemon.artefact.recipe import Golden
+from edge_daemon.core.align import Pose
 from edge_daemon.core.clock import Clock
-from edge_daemon.core.decision import Evidence, Reason, Thresholds, judge_score
-from edge_daemon.detectors.base import Features
+from edge_daemon.core.decision import Evaluation, Evidence, Reason, Thresholds, ViewVerdict, judge_score
+from edge_daemon.detectors.base import Features, Prepared
 from edge_daemon.detectors.loading import ReadyRecipe, check_golden_features
-from edge_daemon.errors import EdgeError, PictureError
+from edge_daemon.errors import EdgeError, NotLocatedError, PictureError
 from edge_daemon.pipeline.inspection import ViewOutcome
 from edge_daemon.pipeline.stages import Stages
 from edge_daemon.pipeline.station import Station, Work
@@ -30,18 +30,25 @@ _IDLE_POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A frame at model size, (H, W, 3) uint8."""
+    """A frame as the model takes it."""
 
     work: Work
-    picture: NDArray[np.uint8]
+    frame: Prepared
+
+    @property
+    def in_tiles(self) -> bool:
+        return len(self.frame.inputs) > 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Extracted:
-    """A frame's features, and when the model was called and done (monotonic nanoseconds)."""
+    """A frame's features, and when the model was called and done (monotonic nanoseconds). in_tiles: it was cut, and
+    its features are so large that no other such frame is between model and search."""
 
     work: Work
     features: Features
+    pose: Pose | None
+    in_tiles: bool
     model_ns: int
     features_ns: int
 
@@ -92,6 +99,8 @@ class Compute:
             threading.Thread(target=self._guarded, args=(self._run_search,), name="search", daemon=True),
         )
         self._broken = False
+        # Features of 8000x2000 pixels are 400 MB: one such frame at a time between model and search.
+        self._tiled_frame = threading.Semaphore(1)
         self._golden_turn = 0
         self._golden_under_way: set[str] = set()  # stations; added by one thread, taken out by the other
         self._stages = Stages()
@@ -110,10 +119,13 @@ class Compute:
 
     def submit(self, work: Work) -> None:
         """Bring one frame to model size, in this thread, and queue it. A frame that does not fit its recipe fails
-        here and now."""
+        here and now; one whose part is not where the recipe looks for it is not decidable."""
         begun = time.perf_counter()
         try:
-            picture = _recipe(work).detector.prepare(work.frame.pixels)
+            frame = _recipe(work).detector.prepare(work.frame.pixels)
+        except NotLocatedError:
+            verdict = ViewVerdict(Evaluation.NOT_DECIDABLE, Reason.NOT_LOCATED)
+            work.station.view_done(work.inspection, work.view, ViewOutcome(verdict, work.frame))
         except PictureError:
             self._fail([work], Reason.FRAME_SIZE)
         except EdgeError:
@@ -122,7 +134,7 @@ class Compute:
             self._defect([work], error)
         else:
             self._stages.add("prepare", (time.perf_counter() - begun) * 1e3)
-            self._to_model.put(_Prepared(work, picture))
+            self._to_model.put(_Prepared(work, frame))
 
     def stages_ms(self) -> dict[str, float]:
         """Median milliseconds of each stage over the last frames: prepare, model, search, boxes (of frames that
@@ -169,6 +181,8 @@ class Compute:
     def _batch(self, first: _Prepared) -> list[_Prepared]:
         """The first frame and those that may share its model run, until the batch is full or time is up."""
         batch = [first]
+        if first.in_tiles:
+            return batch
         key = _recipe(first.work).detector.extractor.key
         closes_ns = time.monotonic_ns() + self._batch_wait_ns
         while len(batch) < self._max_batch:
@@ -189,26 +203,46 @@ class Compute:
     def _extract(self, batch: list[_Prepared]) -> None:
         batch = [prepared for prepared in batch if not prepared.work.inspection.finished]
         works = [prepared.work for prepared in batch]
-        if self._broken or not batch:
+        in_tiles = any(prepared.in_tiles for prepared in batch)
+        if self._broken or not batch or (in_tiles and not self._search_is_clear()):
             self._fail(works, Reason.ENGINE)
             return
+        passed_on = False
+        try:
+            passed_on = self._extract_together(batch, works, in_tiles)
+        finally:
+            if in_tiles and not passed_on:
+                self._tiled_frame.release()
+
+    def _search_is_clear(self) -> bool:
+        """Wait until the frame of tiles before this one is judged. False when nothing is judged any more."""
+        while not self._tiled_frame.acquire(timeout=_IDLE_POLL_S):
+            if self._broken:
+                return False
+        return True
+
+    def _extract_together(self, batch: Sequence[_Prepared], works: Sequence[Work], in_tiles: bool) -> bool:
+        """One run of the model. False when it failed, and with it the frames."""
         self._model_busy = True
         model_ns = self._clock.monotonic_ns()
         begun = time.perf_counter()
         try:
-            pictures = batch[0].picture[None] if len(batch) == 1 else np.stack([prepared.picture for prepared in batch])
-            features = _recipe(works[0]).detector.extractor.extract(pictures)
+            inputs = [prepared.frame.inputs for prepared in batch]
+            together = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
+            features = _recipe(works[0]).detector.extractor.extract(together)
         except EdgeError:
             self._fail(works, Reason.ENGINE)
-            return
+            return False
         except Exception as error:
             self._defect(works, error)
-            return
+            return False
         features_ns = self._clock.monotonic_ns()
         self._model_busy = bool(self._postponed) or not self._to_model.empty()
         self._stages.add("model", (time.perf_counter() - begun) * 1e3 / len(batch))
-        for work, feature in zip(works, features, strict=True):
-            self._to_search.put(_Extracted(work, feature, model_ns, features_ns))
+        for prepared, feature in zip(batch, features, strict=True):
+            pose = prepared.frame.pose
+            self._to_search.put(_Extracted(prepared.work, feature, pose, in_tiles, model_ns, features_ns))
+        return True
 
     def _extract_golden(self) -> None:
         """One golden sample of each station that has waited long enough, as long as all of them are idle."""
@@ -222,7 +256,7 @@ class Compute:
             self._golden_turn += 1
             features, failure = None, None
             try:
-                features = ready.detector.extractor.extract(ready.detector.prepare(golden.pixels)[None])[0]
+                features = ready.detector.extractor.extract(ready.detector.prepare(golden.pixels).inputs)[0]
             except EdgeError as error:
                 failure = str(error)
             except Exception as error:
@@ -237,8 +271,13 @@ class Compute:
         while (extracted := self._to_search.get()) is not None:
             if isinstance(extracted, _GoldenExtracted):
                 self._judge_golden(extracted)
-            else:
+                continue
+            try:
                 self._judge(extracted)
+            finally:
+                if extracted.in_tiles:
+                    self._tiled_frame.release()
+            del extracted  # not while waiting for the next: it may be large
 
     def _judge(self, extracted: _Extracted) -> None:
         work = extracted.work
@@ -258,7 +297,9 @@ class Compute:
         self._share_cores(self._model_busy)
         begun = time.perf_counter()
         work, detector = extracted.work, _recipe(extracted.work).detector
-        evidence = detector.judge(extracted.features, detector.thresholds)
+        evidence = detector.judge(extracted.features, detector.thresholds, extracted.pose)
+        if extracted.in_tiles:  # the exact map would keep the features; the published one does not
+            evidence = replace(evidence, anomaly_map=None)
         verdict = judge_score(evidence.score, evidence.max_distance, detector.thresholds)
         judged = time.perf_counter()
         self._time_judgement(evidence, detector.thresholds, (judged - begun) * 1e3)

@@ -48,6 +48,7 @@ def view_message(
             "max_distance": evidence.max_distance,
             "boxes": tuple(_box(box, scale) for box in evidence.boxes[:64]),
             "boxes_total": len(evidence.boxes),
+            "boxes_below_minimum": evidence.boxes_below_minimum,
             "map_kind": evidence.map_kind,
         }
     return ViewMessage(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edge_daemon.config import ImagesConfig
 from edge_daemon.core.geometry import Region
-from edge_daemon.core.picture import map_region, overlay
+from edge_daemon.core.picture import map_in_frame, map_region, overlay
 from edge_daemon.errors import EdgeError
 from edge_daemon.pipeline.inspection import OpenInspection, ViewOutcome
 from edge_daemon.wire.messages import Image, Inspection, Part
@@ -81,6 +81,9 @@ class Pictures:
         covers = map_region(manifest.view.frame_size, region, pre.resize_to, pre.size)
         make_map = evidence.shown_map or evidence.anomaly_map
         anomaly = make_map() if make_map else None
+        if anomaly is not None and evidence.pose is not None and evidence.pose.moved:
+            anomaly = map_in_frame(anomaly, covers, evidence.pose, manifest.view.frame_size, config.max_side_px)
+            covers = Region(0, 0, *manifest.view.frame_size)
         threshold = manifest.thresholds.pixel
         heat = overlay(frame.pixels, anomaly, threshold, evidence.boxes, covers, config.max_side_px)
         plain = overlay(frame.pixels, None, threshold, (), covers, config.max_side_px)

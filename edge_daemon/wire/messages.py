@@ -91,6 +91,8 @@ class ViewMessage(Message):
     """Largest peaks first, as many as fit the header."""
     boxes_total: int = 0
     """How many boxes there were."""
+    boxes_below_minimum: int = 0
+    """Boxes besides these, left out because they are smaller than the recipe's smallest defect that counts."""
     map_kind: str = ""
     """`exact`, or `upper_bound` where values outside boxes are bounds."""
     health: dict[str, float | None] = Field(default_factory=dict)

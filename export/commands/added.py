@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 
 # What a recipe is, and does not become otherwise by more pictures.
 _STAYS = ("backbone", "profile", "size", "coreset_ratio", "reduce", "roi", "um_per_px")
+_VIEW = (
+    "min_defect_mm2",
+    "mask",
+    "tiles",
+    "scale",
+    "align",
+    "align_picture",
+    "align_shift",
+    "align_rotation",
+    "align_correlation",
+)
 _ONLY_HERE = ("calibration", "accept", "dry_run")
 
 
@@ -50,6 +61,7 @@ def refuse_extension_options(arguments: argparse.Namespace) -> None:
 def run_extension(arguments: argparse.Namespace) -> int:
     """Extend and summarise. Raises ExportError or EdgeError."""
     stray = [_option(name) for name in _STAYS if getattr(arguments, name) is not None]
+    stray += [_option(name) for name in _VIEW if getattr(arguments, name) not in (None, False)]
     if arguments.provisional:
         stray.append("--provisional")
     if stray:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edge_daemon.core.geometry import Region
     from export.bank import Reduce
     from export.build import BuiltRecipe
+    from export.view import ViewOptions
 
 DESCRIPTION = """\
 Builds a recipe from pictures of good parts, and nothing else. Some of them are kept apart: the memory
@@ -24,6 +25,8 @@ bank never sees them, and the threshold comes from their scores.
   edge-export recipe --name bottle --images good/ --out bottle.recipe --false-reject-rate 0.01
   edge-export recipe --name bottle --images good/ --out bottle.recipe --block 'part(\\d+)'
   edge-export recipe --name bottle --images five/ --out trial.recipe --provisional
+  edge-export recipe --name lid --images good/ --out lid.recipe --align 120,80,300,240 --align-rotation 180
+  edge-export recipe --name web --images good/ --out web.recipe --tiles --scale 0.5 --mask edges.png
   edge-export recipe --add bottle.recipe --images new/ --out bottle-2.recipe
 
 What belongs together (--block): pictures of one part, or taken within one short run, look alike. If
@@ -90,6 +93,49 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--roi", type=region, metavar="X,Y,W,H", help="only this rectangle of the picture is judged, in pixels"
     )
     view.add_argument("--um-per-px", type=float, metavar="UM", help="scale, micrometres a pixel, for areas in mm²")
+    view.add_argument(
+        "--min-defect-mm2",
+        type=float,
+        metavar="MM2",
+        help="boxes of a smaller area are counted, not drawn; what is NotOK stays NotOK (needs --um-per-px)",
+    )
+    view.add_argument(
+        "--mask", type=Path, metavar="FILE", help="picture of the frame's size, white where nothing is judged"
+    )
+    view.add_argument(
+        "--tiles",
+        action="store_true",
+        help="judge a large picture in overlapping tiles of the model's size, instead of shrinking it to that",
+    )
+    view.add_argument(
+        "--scale", type=float, metavar="SHARE", help="with --tiles: shrink the picture to this share first (default 1)"
+    )
+    place = parser.add_argument_group("alignment")
+    place.add_argument(
+        "--align",
+        type=region,
+        metavar="X,Y,W,H",
+        help="locate the part by this rectangle of the golden picture, and judge it as if it lay as there; "
+        "--roi and --mask are then pixels of the golden picture",
+    )
+    place.add_argument(
+        "--align-picture", type=Path, metavar="FILE", help="the golden picture (default: the first of --images by name)"
+    )
+    place.add_argument(
+        "--align-shift", type=natural, metavar="PX", help="how far parts may lie from it, in x and in y (default 40)"
+    )
+    place.add_argument(
+        "--align-rotation",
+        type=float,
+        metavar="DEG",
+        help="how far parts may be turned either way, 180 for any angle (default 15)",
+    )
+    place.add_argument(
+        "--align-correlation",
+        type=float,
+        metavar="R",
+        help="what is less alike is not the part and comes out NotDecidable, 0 to 1 (default 0.7)",
+    )
     limits = parser.add_argument_group("threshold")
     limits.add_argument(
         "--false-reject-rate",
@@ -175,6 +221,27 @@ def dimensions(text: str) -> "Reduce":
     return int(text)
 
 
+def view_options(arguments: argparse.Namespace) -> "ViewOptions":
+    """How the recipe looks at the frame. Raises ExportError for options without the one that they belong to."""
+    from export.errors import ExportError
+    from export.view import Align, ViewOptions
+
+    stated = {
+        "picture": arguments.align_picture,
+        "shift_px": arguments.align_shift,
+        "rotation_deg": arguments.align_rotation,
+        "correlation": arguments.align_correlation,
+    }
+    given = {name: value for name, value in stated.items() if value is not None}
+    if given and arguments.align is None:
+        raise ExportError("--align-… options say how to locate the part: give its rectangle with --align X,Y,W,H")
+    if arguments.scale is not None and not arguments.tiles:
+        raise ExportError("--scale is of a picture in tiles: give --tiles as well, or --size for the model's input")
+    scale = (1.0 if arguments.scale is None else arguments.scale) if arguments.tiles else None
+    align = None if arguments.align is None else Align(arguments.align, **given)
+    return ViewOptions(align, arguments.mask, scale, arguments.min_defect_mm2)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Build and summarise. Raises ExportError or EdgeError."""
     # One BLAS thread: the coreset's products are small, and waking a pool for each costs more than they do
@@ -205,6 +272,7 @@ def run(arguments: argparse.Namespace) -> int:
         block=arguments.block,
         region=arguments.roi,
         um_per_px=arguments.um_per_px,
+        look=view_options(arguments),
         provisional=arguments.provisional,
         skip_unreadable=arguments.skip_unreadable,
         health=not arguments.no_health,

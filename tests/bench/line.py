@@ -58,7 +58,7 @@ def measure(recipe: Path, images: Path, rounds: int, seconds: float) -> dict[str
     """Frames per second of the daemon, of session.run, of search, and their ratios; medians over the rounds."""
     ready = load_verified(recipe.absolute(), Sessions(EngineOptions(intra_op_threads=physical_cores())))
     detector = ready.detector
-    pictures = [detector.prepare(read_picture(p))[None] for p in find_pictures(images)[:32]]
+    pictures = [detector.prepare(read_picture(p)).inputs for p in find_pictures(images)[:32]]
     bank = np.ascontiguousarray(ready.recipe.bank)
     index = faiss.IndexFlatL2(bank.shape[1])
     index.add(bank)

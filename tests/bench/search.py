@@ -189,7 +189,7 @@ def from_pictures(recipe: Path, folders: Sequence[Path | None]) -> tuple[Array, 
     found = []
     for folder in folders:
         pictures = find_pictures(folder) if folder else []
-        features = [judge.extractor.extract(judge.prepare(read_picture(p))[None])[0] for p in pictures]
+        features = [judge.extractor.extract(judge.prepare(read_picture(p)).inputs)[0] for p in pictures]
         found.append(np.stack(features) if features else np.empty((0, 1, 1, 1), np.float32))
     return ready.recipe.bank, found
 

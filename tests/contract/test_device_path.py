@@ -53,8 +53,8 @@ def test_features_on_the_device_give_score_boxes_and_maps_of_the_host_path(recip
     host = load_verified(recipe, sessions("host"), "flat")
     device = load_verified(recipe, sessions("device"), engine)
     pixels = [picture(60), damaged(61), picture(62), damaged(63)]
-    on_card = device.detector.extractor.extract(np.stack([device.detector.prepare(p) for p in pixels]))
-    in_memory = host.detector.extractor.extract(np.stack([host.detector.prepare(p) for p in pixels]))
+    on_card = device.detector.extractor.extract(np.concatenate([device.detector.prepare(p).inputs for p in pixels]))
+    in_memory = host.detector.extractor.extract(np.concatenate([host.detector.prepare(p).inputs for p in pixels]))
     assert all(isinstance(features, DeviceFeatures) for features in on_card)
     found_boxes = 0
     for there, here in zip(on_card, in_memory, strict=True):
@@ -75,7 +75,7 @@ def test_features_on_the_device_give_score_boxes_and_maps_of_the_host_path(recip
 def test_few_patches_leave_the_device_for_a_good_part(recipe: Path) -> None:
     """Of a frame's patches only those come back that may be the farthest."""
     ready = load_verified(recipe, sessions("device"), "graph")
-    features = ready.detector.extractor.extract(ready.detector.prepare(picture(70))[None])[0]
+    features = ready.detector.extractor.extract(ready.detector.prepare(picture(70)).inputs)[0]
     evidence = ready.detector.judge(features, ready.detector.thresholds)
     cells = features.shape[0] * features.shape[1]
     assert evidence.exact_searches is not None
@@ -89,7 +89,7 @@ def test_features_that_are_not_finite_on_the_device_never_give_a_score(
 ) -> None:
     live = sessions("device")
     detector = load_verified(recipe, live, engine).detector
-    grid = np.array(on_host(detector.extractor.extract(detector.prepare(picture(1))[None])[0]))
+    grid = np.array(on_host(detector.extractor.extract(detector.prepare(picture(1)).inputs)[0]))
     grid[1, 2, 0] = poison
     graphs = live.graphs()
     features = DeviceFeatures(graphs.upload(grid[None]), 0, graphs)
@@ -99,7 +99,7 @@ def test_features_that_are_not_finite_on_the_device_never_give_a_score(
 def test_a_projection_on_the_device_gives_the_scores_of_the_host(recipe: Path) -> None:
     """Two matrix products may round differently: 1e-5 relative, as for golden samples."""
     ready = load_verified(recipe, sessions("device"), "flat")
-    features = ready.detector.extractor.extract(ready.detector.prepare(damaged(80))[None])[0]
+    features = ready.detector.extractor.extract(ready.detector.prepare(damaged(80)).inputs)[0]
     rng = np.random.default_rng(0)
     dims = ready.recipe.bank.shape[1]
     projection = np.linalg.qr(rng.standard_normal((dims, dims // 2)))[0].astype(np.float32)
@@ -127,7 +127,7 @@ def test_embeddings_stay_on_a_card_only_where_the_search_runs_there_too(recipe: 
     assert not automatic.keeps_on_device(PROVIDERS["cuda"], "certified")
     assert not sessions("host").keeps_on_device(PROVIDERS["cuda"], "graph")
     loaded = load_verified(recipe, automatic, "graph")
-    assert isinstance(loaded.detector.extractor.extract(loaded.detector.prepare(picture(1))[None]), np.ndarray)
+    assert isinstance(loaded.detector.extractor.extract(loaded.detector.prepare(picture(1)).inputs), np.ndarray)
 
 
 def test_a_search_demanded_on_a_card_that_is_not_there_is_refused() -> None:

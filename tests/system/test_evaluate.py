@@ -118,7 +118,7 @@ def test_a_mask_goes_the_way_of_its_picture(size, resize_to, region):
     marked = cv2.resize(rng.integers(0, 2, (6, 9), dtype=np.uint8), (150, 110), interpolation=cv2.INTER_NEAREST) > 0
     of = manifest(frame=(150, 110), size=size, resize_to=resize_to, region=region)
     mask = mask_at_model_size(marked, of.view, of.preprocess)
-    white = BrightSpotDetector(of).prepare(marked.astype(np.uint8) * 255)[:, :, 0]
+    white = BrightSpotDetector(of).prepare(marked.astype(np.uint8) * 255).inputs[0, :, :, 0]
     assert mask.shape == (size[1], size[0])
     assert (mask[white > 250]).all()
     assert not (mask[white < 5]).any()
@@ -155,7 +155,7 @@ def test_defective_patches_are_those_that_the_mask_covers_to_a_quarter():
     mask[4:8, 4:8] = True  # all of one cell
     mask[12:14, 12:14] = True  # a quarter
     mask[20, 20] = True  # a sixteenth
-    assert np.flatnonzero(defective_cells(mask, of.backbone)).tolist() == [1 * 8 + 1, 3 * 8 + 3]
+    assert np.flatnonzero(defective_cells(mask, of)).tolist() == [1 * 8 + 1, 3 * 8 + 3]
 
 
 # Figures
@@ -232,7 +232,7 @@ def test_a_defect_outside_the_region_is_named_because_it_cannot_be_found(tmp_pat
 def test_pictures_that_set_the_threshold_are_recognised_as_no_independent_test(tmp_path):
     data_set(tmp_path, CLASSES)
     of = manifest()
-    known = BrightSpotDetector(of).prepare(part(104))
+    known = BrightSpotDetector(of).prepare(part(104)).inputs
     held_out = [{"name": "x", "sha256": hashlib.sha256(known.tobytes()).hexdigest()}, {"name": "no digest"}, 3]
     evaluated = judged(tmp_path, calibration={"held_out": held_out})
     assert any("1 of these pictures set the recipe's threshold" in note for note in evaluated.notes)

@@ -14,8 +14,10 @@ import pytest
 import zmq
 
 from edge_daemon.config import StationConfig
+from edge_daemon.core.align import Pose
 from edge_daemon.core.decision import Evidence, Thresholds
 from edge_daemon.core.frame import Frame
+from edge_daemon.detectors.base import Prepared
 from edge_daemon.edges import journal as journal_module
 from edge_daemon.edges.clock import SystemClock
 from edge_daemon.edges.journal import Journal
@@ -40,10 +42,10 @@ class Detector:
         key=("graph", 4, 4), provider="fake", extract=lambda batch: np.zeros((len(batch), 4, 4, 8), np.float32)
     )
 
-    def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        return pixels.copy()
+    def prepare(self, pixels: np.ndarray) -> Prepared:
+        return Prepared(pixels[None].copy())
 
-    def judge(self, features: np.ndarray, _thresholds: Thresholds) -> Evidence:
+    def judge(self, features: np.ndarray, _thresholds: Thresholds, _pose: Pose | None = None) -> Evidence:
         return Evidence(float(features.max()), float(features.max()), (), "exact", anomaly_map=lambda: features[..., 0])
 
 

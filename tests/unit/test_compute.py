@@ -9,8 +9,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from edge_daemon.core.align import Pose
 from edge_daemon.core.decision import Evaluation, Evidence, Thresholds
 from edge_daemon.core.frame import Frame
+from edge_daemon.detectors.base import Prepared
 from edge_daemon.edges.clock import SystemClock
 from edge_daemon.errors import EdgeError, PictureError
 from edge_daemon.pipeline.compute import Compute
@@ -45,12 +47,12 @@ class FakeDetector:
         self.extractor = extractor
         self.thresholds = Thresholds(100, 100, 100)
 
-    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+    def prepare(self, pixels: np.ndarray) -> Prepared:
         if pixels.shape != (4, 4, 3):
             raise PictureError("another size")
-        return pixels
+        return Prepared(pixels[None])
 
-    def judge(self, features: np.ndarray, _thresholds: Thresholds) -> Evidence:
+    def judge(self, features: np.ndarray, _thresholds: Thresholds, _pose: Pose | None = None) -> Evidence:
         return Evidence(float(features.max()), float(features.max()), (), "exact")
 
 
@@ -198,7 +200,7 @@ def test_one_frame_is_searched_while_the_model_has_the_next() -> None:
                 assert first_searched.wait(10), "the first frame is not searched before the second left the model"
             return np.full((1, 1, 1, 1), batch.max(), np.float32)
 
-        def judge(features: np.ndarray, _thresholds: Thresholds) -> Evidence:
+        def judge(features: np.ndarray, _thresholds: Thresholds, _pose: Pose | None) -> Evidence:
             if features.max() == 10:
                 assert second_in_model.wait(10)
                 first_searched.set()
@@ -260,7 +262,7 @@ def test_a_search_that_fails_concerns_its_own_frame_alone() -> None:
         detector = FakeDetector(FakeExtractor())
         judge = detector.judge
 
-        def fails_once(features: np.ndarray, thresholds: Thresholds) -> Evidence:
+        def fails_once(features: np.ndarray, thresholds: Thresholds, _pose: Pose | None) -> Evidence:
             if features.max() == 10:
                 raise EdgeError("no memory")
             return judge(features, thresholds)
@@ -280,7 +282,7 @@ class IdleStation(FakeStation):
         super().__init__()
         golden = SimpleNamespace(pixels=np.full((4, 4, 3), 10, np.uint8), file="g.png", score=10.0, max_distance=10.0)
         golden.evaluation = "OK"
-        manifest = SimpleNamespace(name="r", backbone=SimpleNamespace(precision="fp32"))
+        manifest = SimpleNamespace(name="r", align=None, backbone=SimpleNamespace(precision="fp32"))
         ready = SimpleNamespace(recipe=SimpleNamespace(golden=(golden,), manifest=manifest), detector=detector)
         self.recipes = cast(Any, SimpleNamespace(views={"top": ready}))
         self.wanted = wanted
