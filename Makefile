@@ -14,7 +14,7 @@ SOAK_ARGS ?=
 SCALE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test bench soak soak-cameras scale lint format clean
+.PHONY: help install install-dev demo test bench faults soak soak-cameras scale lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -35,8 +35,12 @@ bench: $(VENV)/.installed-dev  ## measure speed here, beside the naive ways: out
 scale: $(VENV)/.installed-dev  ## a recipe of 10,000 pictures in 4 GB: out/scale/scale.json (half an hour and more)
 	$(BIN)/python -m tests.bench.scale $(SCALE_ARGS)
 
-soak: $(VENV)/.installed-dev  ## does memory stand still: SOAK_ARGS="--recipe bottle.recipe --images good/"
+faults: $(VENV)/.installed-dev  ## every fault: daemon killed 300 times, disks that fail, cameras that die (half an hour)
+	EDGE_TEST_FAULTS=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+soak: $(VENV)/.installed-dev  ## does memory stand still (SOAK_ARGS="--recipe bottle.recipe --images good/"); 3,000 kills
 	$(BIN)/python -m tests.bench.soak $(SOAK_ARGS)
+	EDGE_TEST_KILLS=3000 $(BIN)/python -m pytest tests/faults/test_kills.py
 
 soak-cameras: $(VENV)/.installed-dev  ## lose and find a camera a thousand times: no thread, descriptor, process, megabyte left
 	EDGE_SOAK_CYCLES=1000 $(BIN)/python -m pytest -q tests/contract/test_isolated.py -k reconnects
