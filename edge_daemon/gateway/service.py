@@ -10,13 +10,16 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edge_daemon.gateway.config import GatewayConfig
-from edge_daemon.gateway.dialogue import AskDaemon, Dialogue, DialogueSettings, Event, Note, PlcWrote, Tick
+from edge_daemon.gateway.dialogue import AskDaemon, Dialogue, DialogueSettings, Event, Note, PlcWrote, ResultCame, Tick
 from edge_daemon.gateway.errors import GatewayError
 from edge_daemon.gateway.link import DaemonEndpoints, DaemonLink
 from edge_daemon.gateway.words import Block, Command
+
+if TYPE_CHECKING:
+    from edge_daemon.gateway.opcua import OpcuaEdge
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +75,7 @@ class Gateway:
         }
         self._stop = asyncio.Event()
         self._fault: BaseException | None = None
+        self._opcua: OpcuaEdge | None = None
 
     def stop(self) -> None:
         self._stop.set()
@@ -85,9 +89,12 @@ class Gateway:
                 stack.callback(loop.remove_signal_handler, number)
             self._link.open()
             stack.callback(self._link.close)
-            await self._open_modbus(stack)
+            # OPC UA first: building its address space holds the loop for a second, which the PLC must not see.
             await self._open_opcua(stack)
+            await self._open_modbus(stack)
             tasks = [asyncio.create_task(self._link.run()), asyncio.create_task(self._tick())]
+            if self._opcua is not None:
+                tasks.append(asyncio.create_task(self._opcua.run()))
             stopped = asyncio.create_task(self._stop.wait())
             log.info("serving %s, run %s", ", ".join(self.sessions), self._run_id)
             try:
@@ -112,7 +119,15 @@ class Gateway:
         stack.push_async_callback(edge.close)
 
     async def _open_opcua(self, stack: AsyncExitStack) -> None:
-        """The OPC UA server, where the configuration has one."""
+        opcua = self._config.opcua
+        if opcua is None:
+            return
+        from edge_daemon.gateway.opcua import OpcuaEdge
+
+        edge = OpcuaEdge(opcua.endpoint, self.sessions, opcua.certificate, opcua.private_key, opcua.viewers)
+        await edge.open()
+        stack.push_async_callback(edge.close)
+        self._opcua = edge
 
     def _fatal(self, exc: BaseException) -> None:
         log.critical("the gateway ends: %s", exc, exc_info=exc)
@@ -123,9 +138,13 @@ class Gateway:
         session = self.sessions.get(station)
         if session is not None:
             session.feed(event)
+        if self._opcua is not None and isinstance(event, ResultCame):
+            self._opcua.result(event.inspection)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
             for session in self.sessions.values():
                 session.feed(Tick())
+            if self._opcua is not None:
+                self._opcua.states({name: session.block() for name, session in self.sessions.items()})
