@@ -36,14 +36,15 @@ scale: $(VENV)/.installed-dev  ## a recipe of 10,000 pictures in 4 GB: out/scale
 	$(BIN)/python -m tests.bench.scale $(SCALE_ARGS)
 
 faults: $(VENV)/.installed-dev  ## every fault: daemon killed 300 times, disks that fail, cameras that die (half an hour)
-	EDGE_TEST_FAULTS=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+	EDGE_TEST_FAULTS=1 EDGE_TEST_UNPLUGS=50 EDGE_TEST_MINUTES=10 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 soak: $(VENV)/.installed-dev  ## does memory stand still (SOAK_ARGS="--recipe bottle.recipe --images good/"); 3,000 kills
 	$(BIN)/python -m tests.bench.soak $(SOAK_ARGS)
 	EDGE_TEST_KILLS=3000 $(BIN)/python -m pytest tests/faults/test_kills.py
 
-soak-cameras: $(VENV)/.installed-dev  ## lose and find a camera a thousand times: no thread, descriptor, process, megabyte left
+soak-cameras: $(VENV)/.installed-dev  ## lose and find a camera a thousand times, then four of them for ten minutes (root)
 	EDGE_SOAK_CYCLES=1000 $(BIN)/python -m pytest -q tests/contract/test_isolated.py -k reconnects
+	EDGE_TEST_FAULTS=1 EDGE_TEST_UNPLUGS=1000 EDGE_TEST_MINUTES=10 $(BIN)/python -m pytest -q tests/faults -k "unplugging or four_cameras"
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check

@@ -29,8 +29,7 @@ _ANSWER_NS = 80_000_000
 _ON_THE_WAY_NS = 20_000_000  # what a camera has sent when it stops is here by then
 # Our own client keeps a camera for so long after its process died; Aravis renews its control every second.
 _HEARTBEAT_TIMEOUT_MS = 2_000
-# Who holds a camera is not asked more often than this: some cameras count the question as a sign of its life.
-_ASK_AGAIN_NS = (_HEARTBEAT_TIMEOUT_MS + 200) * 1_000_000
+_CONTROL_S = 0.25
 
 _COUNTERS = {
     "n_completed_buffers": "completed", "n_failures": "failed", "n_underruns": "underruns",
@@ -44,7 +43,7 @@ _COUNTERS = {
 
 def gige_camera(name: str, config: GigeConfig, clock_ns: Clock, past: Past | None = None) -> GenicamCamera:
     """The GigE Vision camera of one table of the configuration, not yet opened."""
-    return GenicamCamera(name, config, clock_ns, GigeConnector(name, config, clock_ns), past)
+    return GenicamCamera(name, config, clock_ns, GigeConnector(name, config), past)
 
 
 def load_aravis(camera: str) -> Any:
@@ -68,11 +67,9 @@ def load_aravis(camera: str) -> Any:
 class GigeConnector:
     """Finds the camera of one table of the configuration, whatever its address is now, and takes control of it."""
 
-    def __init__(self, name: str, config: GigeConfig, clock_ns: Clock) -> None:
-        self._name, self._config, self._clock_ns = name, config, clock_ns
+    def __init__(self, name: str, config: GigeConfig) -> None:
+        self._name, self._config = name, config
         self._last_ip = config.ip
-        self._held_until_ns: int | None = None
-        self._held_by = ""
 
     @property
     def simulated(self) -> bool:
@@ -125,17 +122,13 @@ class GigeConnector:
 
     def _require_free(self, probe: gvcp.Probe, found: gvcp.FoundCamera) -> None:
         """Raises CameraError when another client controls the camera."""
-        now_ns = self._clock_ns()
-        if self._held_until_ns is None or now_ns >= self._held_until_ns:
-            self._held_until_ns = None
-            if gvcp.is_controlled(probe.read(gvcp.CONTROL_PRIVILEGE_REGISTER, _ASK_S)):
-                self._held_by = _shown_ip(probe.read(gvcp.CONTROLLER_IP_REGISTER, _ASK_S))
-                self._held_until_ns = now_ns + _ASK_AGAIN_NS
-        if self._held_until_ns is not None:
-            raise CameraError(
-                f"camera {self._name}: {found} is controlled by another program{self._held_by}; end that program (a "
-                "viewer, a second daemon). After a crash the camera frees itself within some seconds"
-            )
+        if probe.may_control(_CONTROL_S):
+            return
+        held_by = _shown_ip(probe.read(gvcp.CONTROLLER_IP_REGISTER, _ASK_S))
+        raise CameraError(
+            f"camera {self._name}: {found} is controlled by another program{held_by}; end that program (a viewer, a "
+            "second daemon). After a crash the camera frees itself within some seconds"
+        )
 
 
 def _shown_ip(register: int | None) -> str:

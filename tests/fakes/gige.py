@@ -4,10 +4,13 @@ import os
 import select
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,9 +57,24 @@ class FakeCamera:
         self._process.send_signal(number)
 
 
+WIDTH_REGISTER, PIXEL_FORMAT_REGISTER = 0x100, 0x128  # of Aravis's fake camera
+
+
+def write_as_its_controller(ip: str, register: int, value: int) -> None:
+    """Change a setting of a camera behind the back of the program that controls it: the camera takes writes from that
+    one's port alone, so the packet is sent from every UDP port of this network, with its sender forged."""
+    lines = Path("/proc/thread-self/net/udp").read_text().splitlines()[1:]
+    ports = {int(line.split()[1].split(":")[1], 16) for line in lines} - {gvcp.PORT}
+    write = struct.pack(">BBHHHII", 0x42, 0x01, 0x0082, 8, 0x7777, register, value)
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw:
+        raw.bind((ip, 0))
+        for port in ports:
+            raw.sendto(struct.pack(">HHHH", port, gvcp.PORT, 8 + len(write), 0) + write, (ip, 0))
+
+
 @contextmanager
-def other_client(ip: str) -> Iterator[None]:
-    """Another program that controls the camera at `ip`, until the block ends."""
+def other_client(ip: str, dies: bool = False) -> Iterator[None]:
+    """Another program that controls the camera at `ip`, until the block ends: in order, or by kill -9."""
     code = (
         "import gi, sys\ngi.require_version('Aravis', '0.8')\nfrom gi.repository import Aravis\n"
         f"camera = Aravis.Camera.new({ip!r})\nprint(camera.get_device().is_controller(), flush=True)\n"
@@ -70,6 +88,8 @@ def other_client(ip: str) -> Iterator[None]:
         assert process.stdout.readline() == b"True\n"
         yield
     finally:
+        if dies:
+            process.kill()
         process.stdin.close()
         process.wait(PATIENCE_S)
         process.stdout.close()
