@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from edge_daemon.core.align import Pose
-from edge_daemon.core.decision import Evaluation, Evidence, Thresholds
+from edge_daemon.core.decision import Evaluation, Evidence, Reason, Thresholds, ViewVerdict
 from edge_daemon.core.frame import Frame
 from edge_daemon.detectors.base import Prepared
 from edge_daemon.edges.clock import SystemClock
-from edge_daemon.errors import EdgeError, PictureError
+from edge_daemon.errors import EdgeError, NotLocatedError, PictureError
 from edge_daemon.pipeline.compute import Compute
 from edge_daemon.pipeline.inspection import ViewOutcome
 from edge_daemon.pipeline.station import Work
@@ -187,6 +187,75 @@ def test_a_score_that_is_not_finite_is_no_verdict(poison: float) -> None:
         it.compute.start()
         it.submit(detector, 10)
         assert evaluations(it.station.wait_for(1)) == [Evaluation.UNDEFINED]
+
+
+def test_a_part_that_is_not_located_is_not_decidable_and_never_reaches_the_model() -> None:
+    with bench(max_batch=1) as it:
+        detector = FakeDetector(FakeExtractor())
+
+        def nowhere(_pixels: np.ndarray) -> Prepared:
+            raise NotLocatedError("it is not there")
+
+        detector.prepare = nowhere  # type: ignore[method-assign]
+        it.submit(detector, 10)
+        it.compute.start()
+        (outcome,) = it.station.wait_for(1)
+        assert outcome.verdict == ViewVerdict(Evaluation.NOT_DECIDABLE, Reason.NOT_LOCATED)
+        assert outcome.evidence is None
+        assert detector.extractor.batches == []
+
+
+def test_the_pose_of_a_frame_reaches_its_own_judgement() -> None:
+    with bench(max_batch=3, wait_ms=60_000) as it:
+        detector = FakeDetector(FakeExtractor())
+        seen: dict[int, float] = {}
+
+        def prepare(pixels: np.ndarray) -> Prepared:
+            return Prepared(pixels[None], Pose(float(pixels.max()), (0.0, 0.0), (0.0, 0.0), 1.0))
+
+        def judge(features: np.ndarray, _thresholds: Thresholds, pose: Pose | None) -> Evidence:
+            assert pose is not None
+            seen[int(features.max())] = pose.angle_deg
+            return Evidence(float(features.max()), float(features.max()), (), "exact")
+
+        detector.prepare, detector.judge = prepare, judge  # type: ignore[method-assign]
+        for brightness in (10, 20, 30):
+            it.submit(detector, brightness)
+        it.compute.start()
+        it.station.wait_for(3)
+        assert seen == {10: 10.0, 20: 20.0, 30: 30.0}
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_one_picture_in_tiles_at_a_time_is_between_model_and_search(failing: int) -> None:
+    """Its features are large. One that fails in the model makes room for the next."""
+    with bench(max_batch=4) as it:
+        detector = FakeDetector(FakeExtractor())
+        between: list[int] = []
+
+        def extract(batch: np.ndarray) -> np.ndarray:
+            assert batch.shape == (3, 4, 4, 3)
+            assert between == []
+            if batch.max() == failing:
+                raise EdgeError("no memory")
+            between.append(int(batch.max()))
+            return np.full((1, 1, 1, 1), batch.max(), np.float32)
+
+        def judge(features: np.ndarray, _thresholds: Thresholds, _pose: Pose | None) -> Evidence:
+            assert between == [features.max()]
+            between.clear()
+            return Evidence(1.0, 1.0, (), "exact", anomaly_map=lambda: features)
+
+        detector.prepare = lambda pixels: Prepared(np.stack([pixels] * 3))  # type: ignore[method-assign]
+        detector.extractor.extract, detector.judge = extract, judge  # type: ignore[method-assign]
+        for brightness in (1, 2, 3, 4):
+            it.submit(detector, brightness)
+        it.compute.start()
+        outcomes = it.station.wait_for(4)
+        expected = [Evaluation.UNDEFINED if n == failing else Evaluation.OK for n in (1, 2, 3, 4)]
+        assert evaluations(outcomes) == expected
+        assert all(o.evidence.anomaly_map is None for o in outcomes if o.evidence)
+        assert it.fatal == []
 
 
 def test_one_frame_is_searched_while_the_model_has_the_next() -> None:
