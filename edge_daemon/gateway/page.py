@@ -1,8 +1,159 @@
 """deploy/docs/gateway.md, made from the words and registers of the gateway."""
 
+import inspect
+import re
 from collections.abc import Sequence
+from enum import Enum, IntEnum, IntFlag
+from typing import Final
 
-from edge_daemon.gateway.registers import Register, placed
+from edge_daemon.gateway.config import (
+    DaemonConfig,
+    GatewayConfig,
+    JobConfig,
+    ModbusConfig,
+    OpcuaConfig,
+    Section,
+    StationConfig,
+)
+from edge_daemon.gateway.registers import COMMAND_ADDRESS, COMMANDS, RESULT_ADDRESS, RESULTS, Register, placed
+from edge_daemon.gateway.words import Bits, CommandBits, ErrorCode, ReasonCode, Station, Verdict
+
+_HEAD: Final = """\
+# The gateway to the PLC
+
+<!-- Made by `edge-gateway registers --page`; change the text in edge_daemon/gateway/. -->
+
+`edge-gateway` is a process of its own beside the daemon. It takes the PLC's triggers, hands them to the daemon, and
+shows the PLC each verdict that is proven. It is part of an inspection system, not of a safety function.
+
+**The line rejects every part for which the PLC holds no valid, fresh OK.** The gateway is built so that no fault of
+ours makes an OK; the PLC must be programmed so that nothing but an OK lets a part pass. Both halves are on this page.
+
+## Set it up
+
+```toml
+# gateway.toml
+[modbus]
+host = "127.0.0.1"           # this PC's address on the PLC's network; then name the PLC in `clients`
+port = 5020
+
+[stations.st1]
+unit = 1
+window_ms = 800              # from trigger to verdict; shorter than the way from camera to gate
+
+[stations.st1.jobs.1]
+name = "flange"              # the recipes of this product
+```
+
+It needs the extra `gateway` (`pip install 'edge-daemon[gateway]'`). `edge-gateway check --config gateway.toml` says
+what is wrong, `edge-gateway run --config gateway.toml` serves; `systemd/edge-gateway.service` runs it for good.
+Modbus knows no passwords: give the PLC a network of its own, and name its address in `clients`.
+"""
+
+_DIALOGUE: Final = """\
+## The dialogue
+
+1. The PLC sets **Trigger Enable**. When everything is well, **Trigger Ready** comes.
+2. A part is at the photo-eye: the PLC writes its number as **Acquisition Id** and raises **Trigger**, in one request.
+3. The gateway answers with **Trigger Ack** (taken, on record) or **Missed Acquisition** (not taken, `missed_reason`
+   says why) and echoes the id in `trigger_echo`. The PLC holds Trigger until then, and lowers it; the answer goes.
+   Lowering Trigger before the answer takes it back: that part is never OK. Another id under a Trigger that is still
+   high is no new trigger.
+4. The verdict appears with **Results Valid**: id, code word, id again. It stays until the PLC writes the id as
+   **Inspection Results Ack**; then the next one appears. Eight wait at most; one more is thrown away and said
+   (**Buffer Overrun**). Results may come in another order than the triggers: go by the id.
+5. An OK that is not acknowledged within `hold_ms` of its trigger becomes WITHDRAWN. A part without a verdict inside
+   its window gets NO_VERDICT; three of these in a row are an **Error** that stays until **Clear Error** rises.
+
+Ids are the PLC's own. 0 is none; after 4294967295 comes 1; a restarted PLC may begin with any. An id that is still in
+use is refused, and the older part's result withdrawn. Each scan takes two requests, so that some twenty parts a
+second are what a cycle of 20 ms can carry.
+
+OK is set only for a part that is open here, by a record that came live from the running daemon, with the trigger id
+and result id that were promised, of the same boot, newer than the trigger, judged by the recipe set that was active
+at the trigger and by the job's recipes, with every camera's view OK, all scores finite and at most their thresholds,
+on time, durable, in production, not simulated, not provisional (unless configured), inside the window of this PC's
+monotonic clock.
+
+## What the PLC must do
+
+- **Reject unless all of this holds**: `result_id` and `result_id_again` are equal and the part's own id; the part was
+  acknowledged by Trigger Ack; `verdict` is the OK word, compared as a whole word, never as a bit; and `heartbeat`
+  **moved** within a time T that is shorter than the way from camera to gate.
+- Write the whole command block every cycle: that is the PLC's sign of life (`plc_timeout_ms`). Read the whole result
+  block in one request. A read that fails is a cycle without news, not a reason to keep what was read before.
+- Begin with Trigger Enable low after every start of the PLC, and track no part across it.
+- Track each part by its id from photo-eye to gate. Never take "the next result" for "the next part".
+- Acknowledge every result, also one whose id is unknown.
+- Compare `layout` with {layout}, so that another map is noticed.
+- Check the gate: a reject sensor that does not see what the gate should have thrown stops the line.
+"""
+
+_EXAMPLE: Final = """\
+## Example: the PLC's side in structured text
+
+One station, one part between photo-eye and gate for brevity; track several in an array by their ids.
+
+```
+// Every cycle. io: your Modbus function blocks; FC16 to address {command}, FC03 from address {result}.
+bits := 0;
+bits.0 := running;                              // Trigger Enable; FALSE in the first cycle after a start
+bits.1 := triggering;                           // Trigger
+Write[0] := bits;                 Write[1] := jobId;
+Write[2] := WORD(trigId / 65536); Write[3] := WORD(trigId MOD 65536);
+Write[4] := WORD(ackId / 65536);  Write[5] := WORD(ackId MOD 65536);
+io(ok => fresh, read => R);                     // fresh: both requests of this cycle were answered
+
+IF fresh AND R[0] = {layout} THEN
+    beat := DWORD(R[8]) * 65536 + R[9];
+    IF NOT seen THEN seen := TRUE; lastBeat := beat; END_IF;      // the first value is no movement
+    IF beat <> lastBeat THEN lastBeat := beat; moved := TRUE; still(IN := FALSE); END_IF;
+
+    echo := DWORD(R[4]) * 65536 + R[5];
+    IF triggering AND echo = trigId THEN        // Trigger Ack or Missed Acquisition
+        acknowledged := R[1].2;
+        triggering := FALSE;
+    END_IF;
+
+    first := DWORD(R[11]) * 65536 + R[12];
+    last  := DWORD(R[18]) * 65536 + R[19];
+    IF first = last THEN
+        ackId := first;                         // 0 acknowledges nothing
+        IF tracked AND acknowledged AND first = trigId AND first <> 0 THEN
+            good := (R[13] = 16#{ok:04X});          // the word, not a bit
+        END_IF;
+    END_IF;
+END_IF;
+still(IN := TRUE, PT := T);                     // Q when the counter stood still for T
+unanswered(IN := triggering, PT := T);
+IF unanswered.Q THEN triggering := FALSE; END_IF;
+
+IF photoEye.rising THEN
+    good := FALSE; acknowledged := FALSE;       // nothing is known of this part
+    tracked := NOT triggering;                  // an unanswered Trigger: this part is not asked for, and rejected
+    IF tracked THEN
+        trigId := trigId + 1; IF trigId = 0 THEN trigId := 1; END_IF;
+        triggering := TRUE;                     // the id stays as it is while Trigger is high
+    END_IF;
+END_IF;
+
+IF atGate.rising THEN
+    eject := NOT (good AND moved AND NOT still.Q);  // everything else is rejected
+    good := FALSE; tracked := FALSE;
+END_IF;
+```
+"""
+
+_NODES: Final = """\
+## OPC UA
+
+For display, MES and diagnosis: `[opcua]` serves the same states and every record under the names of OPC 40100-1, for
+reading only. No part is released through it: it shows evaluations as recorded, not proven code words. With a
+certificate it lets in only clients whose certificate is in `viewers`, signed and encrypted; without one it listens
+on 127.0.0.1. The one role, viewer, may read and subscribe; writing, calling and changing nodes is refused.
+
+Namespace `urn:edge-daemon:gateway`; node ids `ns=…;s=STATION.NAME`.
+"""
 
 
 def register_table(layout: Sequence[Register], address: int) -> str:
@@ -16,4 +167,82 @@ def register_table(layout: Sequence[Register], address: int) -> str:
 
 def gateway_page() -> str:
     """The whole page."""
-    return ""
+    from edge_daemon.gateway.opcua import RESULT_FIELDS, STATES
+
+    ok, layout = int(Verdict.OK), RESULTS[0].meaning.split()[1].rstrip(";")
+    nodes = [
+        f"| `{path}{name}` | {kind.name} | {meaning} |"
+        for path, fields in (("", STATES), ("Result.", RESULT_FIELDS))
+        for name, kind, meaning in fields
+    ]
+    sections = (
+        _HEAD,
+        _DIALOGUE.replace("{layout}", layout),
+        "## Registers\n\nHolding registers, high word first; each block whole, in one request (functions 3, 4, 16,\n"
+        "23). Anything less is refused.\n\nPLC to gateway:\n",
+        register_table(COMMANDS, COMMAND_ADDRESS) + "\n\n" + _bits("command", CommandBits),
+        "Gateway to PLC:\n",
+        register_table(RESULTS, RESULT_ADDRESS) + "\n\n" + _bits("status", Bits),
+        _codes("verdict", Verdict, "16#{:04X}"),
+        _codes("error_code", ErrorCode, "{}"),
+        _codes("reason", ReasonCode, "{}"),
+        _states(),
+        _EXAMPLE.replace("{command}", str(COMMAND_ADDRESS))
+        .replace("{result}", str(RESULT_ADDRESS))
+        .replace("{layout}", layout)
+        .replace("{ok:04X}", f"{ok:04X}"),
+        _NODES + "\n| node | type | meaning |\n|---|---|---|\n" + "\n".join(nodes) + "\n",
+        "## Every key of gateway.toml\n",
+        *_tables(),
+    )
+    return "\n".join(sections)
+
+
+def _meanings(words: type[Enum]) -> dict[str, str]:
+    """The text under each member in the source."""
+    found = re.findall(r'^    ([A-Z_]+) = [^\n]*\n    """(.*?)"""', inspect.getsource(words), re.M | re.S)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def _bits(register: str, bits: type[IntFlag]) -> str:
+    meanings = _meanings(bits)
+    rows = [
+        f"| {flag.value.bit_length() - 1} | {flag.name} | {meanings.get(flag.name or '', '')} |"
+        for flag in bits
+        if flag.value
+    ]
+    return "\n".join([f"| bit of `{register}` | name | |", "|---|---|---|", *rows, ""])
+
+
+def _codes(register: str, codes: type[IntEnum], form: str) -> str:
+    meanings = _meanings(codes)
+    rows = [f"| {form.format(int(code))} | {code.name} | {meanings.get(code.name, '')} |" for code in codes]
+    return "\n".join([f"| `{register}` | name | |", "|---|---|---|", *rows, ""])
+
+
+def _states() -> str:
+    rows = [f"| {number} | {state.value} |" for number, state in enumerate(Station, start=1)]
+    return "\n".join(["| `state` | |", "|---|---|", *rows, ""])
+
+
+def _tables() -> list[str]:
+    sections: tuple[tuple[str, type[Section]], ...] = (
+        ("[daemon]", DaemonConfig),
+        ("[modbus]", ModbusConfig),
+        ("[opcua]", OpcuaConfig),
+        ("[stations.NAME]", StationConfig),
+        ("[stations.NAME.jobs.NUMBER]", JobConfig),
+    )
+    assert {*GatewayConfig.model_fields} == {"daemon", "modbus", "opcua", "stations"}
+    return [_table(heading, section) for heading, section in sections]
+
+
+def _table(heading: str, section: type[Section]) -> str:
+    rows = []
+    for key, field in section.model_fields.items():
+        if key == "jobs":
+            continue
+        shown = "required" if field.is_required() else "" if field.default in (None, ()) else f"`{field.default}`"
+        rows.append(f"| `{key}` | {shown} | {' '.join((field.description or '').split())} |")
+    head = [f"### `{heading}`", "", inspect.cleandoc(section.__doc__ or ""), "", "| key | default | meaning |"]
+    return "\n".join([*head, "|---|---|---|", *rows, ""])

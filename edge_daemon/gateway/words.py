@@ -23,7 +23,9 @@ class Verdict(IntEnum):
     OK = 0x6996
     """Proven good: the one word that releases a part."""
     NOT_OK = 0x5AA5
+    """Judged bad."""
     NOT_DECIDABLE = 0x3CC3
+    """Judged, and the answer is that a person must look."""
     NO_VERDICT = 0x33CC
     """The part was not judged, or nothing proves that it was; the reason says why."""
     WITHDRAWN = 0x0FF0
@@ -36,6 +38,7 @@ class ErrorCode(IntEnum):
     """Why Trigger Ready is low, or why a trigger was missed. Part of the PLC's contract: numbers never change."""
 
     NONE = 0
+    """Nothing is wrong."""
     DAEMON_SILENT = 1
     """Nothing was heard of the inspection for longer than `status_timeout_ms`: stopped, hung, or not reachable."""
     HEARTBEAT_STANDS = 2
@@ -66,19 +69,20 @@ class ErrorCode(IntEnum):
     """Another recipe set is active than the configuration pins for this job."""
     TOO_MANY_OPEN = 15
     """More parts are under way than the gateway follows."""
-    OFFLINE = 16
-    """The PLC set the gateway offline, or was not heard of."""
 
 
 class ReasonCode(IntEnum):
     """Why a result is not OK. Part of the PLC's contract: numbers never change."""
 
     NONE = 0
+    """A plain verdict."""
     # The gateway's own.
     WINDOW = 1
     """No verdict inside the window."""
     DAEMON_SILENT = 2
+    """The daemon fell silent with the part under way."""
     DAEMON_RESTARTED = 3
+    """The daemon started anew with the part under way."""
     RECIPE_SET = 4
     """Judged by another recipe set than was active at the trigger."""
     JOB = 5
@@ -88,28 +92,46 @@ class ReasonCode(IntEnum):
     UNPROVEN = 7
     """Called OK, and its own record does not bear it out."""
     NOT_JOURNALED = 8
+    """The record is not durable."""
     NOT_PRODUCTION = 9
+    """Judged in another mode than production."""
     SIMULATED = 10
+    """The picture shows no part of this line."""
     PROVISIONAL = 11
+    """The recipe's threshold comes from a few pictures only."""
     HELD_TOO_LONG = 12
     """The OK was not acknowledged in time."""
     # The daemon's, by their words on the wire.
     LATE = 100
+    """The daemon's deadline passed."""
     NO_FRAME = 101
+    """No picture came."""
     CAMERA = 102
+    """The camera failed."""
     FRAME_SIZE = 103
+    """The picture has another size than the recipe's."""
     MISSING_VIEW = 104
+    """A view has no picture."""
     SCORE_NOT_FINITE = 105
+    """The computation gave no number."""
     BETWEEN_THRESHOLDS = 106
+    """Uncertain: a person must look."""
     HEALTH = 107
     """The picture is not one that can be judged: light, focus, contrast, position."""
     JOB_MISMATCH = 108
+    """Another product is active than the job names."""
     ENGINE = 109
+    """The computation failed."""
     JOURNAL = 110
+    """The record did not reach the disk in time."""
     DAEMON_UNPROVEN = 111
+    """The daemon refused its own OK."""
     RESTARTED = 112
+    """The daemon went down with the part under way."""
     STOPPED = 113
+    """The daemon was stopped."""
     MISSED = 114
+    """The daemon did not take the trigger."""
     TRIGGER = 115
     """Nothing says which pulse, frame and part belong together."""
     NOT_LOCATED = 116
@@ -137,6 +159,7 @@ class Bits(IntFlag):
     ONLINE = 1 << 0
     """The gateway hears the daemon and the PLC, and was not set offline."""
     TRIGGER_READY = 1 << 1
+    """A trigger would be taken now."""
     TRIGGER_ACK = 1 << 2
     """The trigger of the echoed id was taken; stays until Trigger is low."""
     MISSED_ACQUISITION = 1 << 3
@@ -144,8 +167,11 @@ class Bits(IntFlag):
     SYSTEM_BUSY = 1 << 4
     """At least one part is under way."""
     RESULTS_VALID = 1 << 5
+    """The result in this block is one."""
     BUFFER_OVERRUN = 1 << 6
+    """A result was thrown away; stays until Clear Error."""
     ERROR = 1 << 7
+    """`error_code` says what is wrong."""
     COMMISSIONING = 1 << 8
     """The commissioning switch is on: the word COMMISSIONING_OK may appear."""
 
@@ -155,9 +181,13 @@ class CommandBits(IntFlag):
 
     NONE = 0
     TRIGGER_ENABLE = 1 << 0
+    """The PLC wants parts judged; low forgets everything that is open."""
     TRIGGER = 1 << 1
+    """A part is there; held until the answer."""
     CLEAR_ERROR = 1 << 2
+    """Its rise ends errors that stay."""
     SET_OFFLINE = 1 << 3
+    """Forget everything that is open, take nothing."""
 
 
 class Station(StrEnum):

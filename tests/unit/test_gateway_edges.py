@@ -17,6 +17,7 @@ from edge_daemon.gateway.cli import main
 from edge_daemon.gateway.config import load_config
 from edge_daemon.gateway.errors import GatewayError
 from edge_daemon.gateway.modbus import ModbusEdge
+from edge_daemon.gateway.page import gateway_page
 from edge_daemon.gateway.registers import (
     COMMAND_WORDS,
     RESULT_ADDRESS,
@@ -273,3 +274,9 @@ def test_every_field_of_the_block_has_a_register(capsys: pytest.CaptureFixture[s
     results = json.loads(capsys.readouterr().out)["results"]
     assert sum(register["words"] for register in results) == RESULT_WORDS
     assert len(results) == len(fields(Block)) - 1 + len(fields(ShownResult)) + 2  # the layout, and the id again
+
+
+def test_the_page_for_the_plc_programmer_is_the_one_that_is_made() -> None:
+    page = (Path(__file__).resolve().parents[2] / "deploy" / "docs" / "gateway.md").read_text("utf-8")
+    assert page == gateway_page(), "run `edge-gateway registers --page > deploy/docs/gateway.md` to make it anew"
+    assert [line for line in page.splitlines() if line.endswith("|  |")] == [], "a word without its meaning"
