@@ -33,7 +33,7 @@ RESULTS_KEPT: Final = 8
 """Results that wait to be acknowledged; one more is an overrun, said so."""
 _PARTS_OPEN: Final = 64
 _LATE_IN_A_ROW: Final = 3
-_EVALUATIONS: Final = ("Undefined", "OK", "NotOK", "NotDecidable")
+_EVALUATIONS: Final = {Verdict.OK: 1, Verdict.NOT_OK: 2, Verdict.NOT_DECIDABLE: 3}
 _STATE_NUMBERS: Final = {state.value: number for number, state in enumerate(Station, start=1)}
 
 
@@ -132,11 +132,6 @@ class PlcWrote:
 
 
 @dataclass(frozen=True, slots=True)
-class PlcGone:
-    """The PLC's connection ended."""
-
-
-@dataclass(frozen=True, slots=True)
 class StatusCame:
     """The daemon told the state of a station."""
 
@@ -164,7 +159,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = PlcWrote | PlcGone | StatusCame | TriggerAnswered | ResultCame | Tick
+Event = PlcWrote | StatusCame | TriggerAnswered | ResultCame | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,8 +361,6 @@ class Dialogue:
             case PlcWrote(command):
                 self._seen_ns = now_ns
                 self._plc_wrote(command, now_ns)
-            case PlcGone():
-                self._lose_plc("its connection ended")
             case StatusCame(status):
                 self._status_came(status, now_ns)
             case TriggerAnswered(trigger_id, reply):
@@ -412,7 +405,7 @@ class Dialogue:
 
     def _let_time_pass(self, now_ns: int) -> None:
         if self._seen_ns is not None and now_ns - self._seen_ns > self.settings.plc_timeout_ns:
-            self._lose_plc("it was silent")
+            self._lose_plc()
         if self._heard is not None and self._fresh(now_ns) is None:
             for part in self.open_parts:
                 self._end_without_verdict(part, ReasonCode.DAEMON_SILENT)
@@ -425,7 +418,9 @@ class Dialogue:
         for held in self._held:
             if now_ns > held.until_ns and held.result.verdict in (Verdict.OK, Verdict.COMMISSIONING_OK):
                 self._note(f"part {held.result.acquisition_id}: its OK was not acknowledged in time and is withdrawn")
-                held.result = replace(held.result, verdict=Verdict.WITHDRAWN, reason=ReasonCode.HELD_TOO_LONG)
+                held.result = replace(
+                    held.result, verdict=Verdict.WITHDRAWN, evaluation=0, reason=ReasonCode.HELD_TOO_LONG
+                )
 
     def _fresh(self, now_ns: int) -> _Heard | None:
         """What was heard of the daemon, None when that is too long ago."""
@@ -461,9 +456,9 @@ class Dialogue:
         self._phase = following
         return True
 
-    def _lose_plc(self, why: str) -> None:
+    def _lose_plc(self) -> None:
         if self._phase is not Phase.OFFLINE:
-            self._note(f"the PLC is gone, {why}; {len(self._open)} parts under way are forgotten")
+            self._note(f"the PLC is silent; {len(self._open)} parts under way are forgotten")
         self._seen_ns = None
         self._signal(Signal.LOST)
         self._forget()
@@ -635,7 +630,8 @@ class Dialogue:
             acquisition_id=part.acquisition_id,
             verdict=verdict,
             reason=reason,
-            evaluation=_EVALUATIONS.index(record.evaluation),
+            # Never 1 beside a verdict that is not OK: somebody will look at the wrong register.
+            evaluation=_EVALUATIONS.get(verdict, 0),
             score_permille=_score_permille(record),
             job_id=part.job_id,
         )
