@@ -14,7 +14,7 @@ SOAK_ARGS ?=
 SCALE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test bench faults soak soak-cameras scale lint format clean
+.PHONY: help install install-dev demo test bench faults soak soak-cameras scale large lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -34,6 +34,9 @@ bench: $(VENV)/.installed-dev  ## measure speed here, beside the naive ways: out
 
 scale: $(VENV)/.installed-dev  ## a recipe of 10,000 pictures in 4 GB: out/scale/scale.json (half an hour and more)
 	$(BIN)/python -m tests.bench.scale $(SCALE_ARGS)
+
+large: $(VENV)/.installed-dev  ## pictures of 8000x2000 pixels in tiles: built and judged in less than 2 GB (some minutes)
+	$(BIN)/python -m tests.bench.large
 
 faults: $(VENV)/.installed-dev  ## every fault: daemon killed 300 times, disks that fail, cameras that die (half an hour)
 	EDGE_TEST_FAULTS=1 EDGE_TEST_UNPLUGS=50 EDGE_TEST_MINUTES=10 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)

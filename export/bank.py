@@ -24,6 +24,7 @@ Reduce = int | Literal["auto"] | None
 
 _PAPER_DIMS = 128
 _SAVE_EVERY_S = 30.0
+_MAPPED_BYTES = 100 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,25 @@ class Bank:
 def embed_pictures(embed: Embed, indices: NDArray[np.int64], patches: int, dim: int, progress: Progress) -> Float32:
     """Patch embeddings of some pictures, (pictures · patches, dim) float32, each held once."""
     embeddings = large_array((len(indices) * patches, dim), np.float32, Path(tempfile.gettempdir()))
-    give_back = releasing(embeddings)
+    # Those of one large picture are hundreds of megabytes: not four of them mapped at a time.
+    give_back = releasing(embeddings, every=max(1, min(4, _MAPPED_BYTES // (patches * dim * 4))))
     with progress("embedding", len(indices)) as advance:
         for position, index in enumerate(indices.tolist()):
             embeddings[position * patches : (position + 1) * patches] = embed(index)
             give_back()
             advance(1)
     return embeddings
+
+
+def of_pictures(embeddings: Float32, kept: NDArray[np.int64], patches: int) -> Float32:
+    """The embeddings of some of the pictures, (kept · patches, dim) float32, in a scratch file where they are many."""
+    chosen = large_array((len(kept) * patches, embeddings.shape[1]), np.float32, Path(tempfile.gettempdir()))
+    pauses = releasing(embeddings, every=1), releasing(chosen, every=1)
+    for position, index in enumerate(kept.tolist()):
+        chosen[position * patches : (position + 1) * patches] = embeddings[index * patches : (index + 1) * patches]
+        for give_back in pauses:
+            give_back()
+    return chosen
 
 
 def make_bank(embeddings: Float32, plan: BankPlan, progress: Progress | None, checkpoint: Path | None = None) -> Bank:

@@ -34,7 +34,7 @@ from edge_daemon.detectors.patchcore import PatchCoreSettings
 from edge_daemon.engines.sessions import EngineOptions
 from edge_daemon.errors import EdgeError
 from export.backbone import resolve_backbone
-from export.bank import Bank, BankPlan, Reduce, make_bank
+from export.bank import Bank, BankPlan, Reduce, make_bank, of_pictures
 from export.calibrate import (
     MIN_PICTURES,
     Calibration,
@@ -356,8 +356,7 @@ def _provisional(request: RecipeRequest, station: Station, progress: Progress) -
     plan = _plan(request, station, len(everything))
 
     def detector_without(kept: NDArray[np.int64]) -> Detector:
-        rows = (kept[:, None] * station.patches + np.arange(station.patches)).ravel()
-        return station.detector(make_bank(embeddings[rows], plan, None))
+        return station.detector(make_bank(of_pictures(embeddings, kept, station.patches), plan, None))
 
     calibration = leave_one_out(detector_without, station.pictures, progress)
     return calibration, make_bank(embeddings, plan, progress)

@@ -18,9 +18,10 @@ from edge_daemon import __version__
 from edge_daemon.artefact.manifest import Manifest
 from edge_daemon.artefact.pictures import read_picture
 from edge_daemon.artefact.recipe import Recipe
+from edge_daemon.core.align import aligned
 from edge_daemon.core.decision import Evaluation
 from edge_daemon.core.geometry import Region
-from edge_daemon.core.picture import heat, map_in_frame, map_region, outlined, overlay
+from edge_daemon.core.picture import contact_sheet, heat, map_in_frame, map_region, outlined, overlay
 from edge_daemon.errors import PictureError
 from export.dataset import GOOD, read_mask
 from export.errors import ExportError
@@ -29,6 +30,7 @@ from export.evaluate import Evaluated, Judged, stated_rate
 # Raw JPEG bytes for all pictures together; base64 adds a third, so that a report stays below 12 MB.
 _PICTURE_BUDGET_BYTES = 8 << 20
 _SHOWN_AT_MOST = 500
+_SHEET_PICTURES, _SHEET_BYTES = 24, 1 << 20
 _QUALITIES = (85, 75, 62, 48, 35, 20)
 
 
@@ -109,6 +111,7 @@ def render(evaluated: Evaluated, figures: dict[str, Any], manifest: Manifest, ba
         confusion=_confusion(evaluated),
         cards=_cards(evaluated, order[:_SHOWN_AT_MOST], manifest, groups),
         left_out=max(0, len(order) - _SHOWN_AT_MOST),
+        aligned=_aligned_sheet(evaluated, manifest),
         scale=_heat_scale(),
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
@@ -159,8 +162,36 @@ def _confusion(evaluated: Evaluated) -> list[dict[str, Any]]:
     for label, defective in (("good", False), ("defective", True)):
         mine = [j for j in evaluated.judged if j.sample.defective is defective]
         counts = [sum(j.evaluation is column for j in mine) for column in columns]
-        rows.append({"label": label, "counts": counts, "total": len(mine)})
+        lost = sum(s.defective is defective for s in evaluated.not_located)
+        counts[columns.index(Evaluation.NOT_DECIDABLE)] += lost
+        rows.append({"label": label, "counts": counts, "total": len(mine) + lost})
     return rows
+
+
+def _aligned_sheet(evaluated: Evaluated, manifest: Manifest) -> str | None:
+    """Some parts as they are judged, each turned and shifted to where the golden one lies; None where they are not
+    located. They should all lie alike: a part that does not was taken for another place of itself."""
+    if manifest.align is None:
+        return None
+    x, y, w, h = manifest.align.template
+    pictures, captions = [], []
+    located = [j for j in evaluated.judged if j.pose is not None]
+    for index in np.unique(np.linspace(0, len(located) - 1, min(_SHEET_PICTURES, len(located))).round()).astype(int):
+        judged = located[index]
+        pose = judged.pose
+        assert pose is not None
+        try:
+            pixels = aligned(read_picture(judged.sample.path), pose)
+        except PictureError as exc:  # it could be read a minute ago
+            raise ReportError(f"a picture vanished or changed while the report was made: {exc}") from exc
+        pictures.append(overlay(np.ascontiguousarray(pixels[y : y + h, x : x + w]), None, 0.0, max_side_px=200))
+        shift = " ".join(f"{v:+.1f}" for v in pose.shift_px)
+        captions.append(
+            f"{Path(judged.sample.name).name}\n{pose.angle_deg:+.1f} deg {shift} px  {pose.correlation:.2f}"
+        )
+    if not pictures:
+        return None
+    return _jpeg_uri(contact_sheet(pictures, captions, columns=6, tile_px=200), _SHEET_BYTES)
 
 
 def _cards(evaluated: Evaluated, order: list[int], manifest: Manifest, groups: list[str]) -> Iterator[Card]:

@@ -21,6 +21,7 @@ MIN_PICTURES = 20  # fewer have no ordinary spread to compare with
 _REFERENCES = 16
 _ROWS = 512  # of each reference picture
 _DIMS = 32
+_BLOCK = 8192  # patches compared at a time: a large picture has hundreds of thousands
 _SHARE = 0.19  # of the references that must have such a patch; 3 of 16
 _PEAKS = 5  # patches: one alone may be noise
 # Robust standard deviations of the logarithm above the median. On 209 good bottles with the embedded backbone and 0, 2
@@ -79,12 +80,18 @@ def _references(
 
 def _strangeness(patches: NDArray[np.float32], references: list[NDArray[np.float32]]) -> float:
     """Mean over the strangest patches of the distance within which `_SHARE` of the references have one like it."""
+    blocks = [patches[begin : begin + _BLOCK] for begin in range(0, len(patches), _BLOCK)]
+    squared = np.sort(np.concatenate([_within(block, references) for block in blocks]))
+    # Never zero: pictures of one colour have no logarithm.
+    return float(np.sqrt(squared[-_PEAKS:]).mean()) + 1e-9
+
+
+def _within(patches: NDArray[np.float32], references: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """(P,) float32: squared distance within which `_SHARE` of the references have a patch like each of these."""
     norms = np.einsum("pd,pd->p", patches, patches)
     nearest = np.stack([(np.einsum("rd,rd->r", r, r) - 2 * (patches @ r.T)).min(axis=1) for r in references])
     rank = max(1, int(np.ceil(_SHARE * len(references))) - 1)
-    squared = np.sort(np.maximum(np.partition(nearest, rank, axis=0)[rank] + norms, 0))
-    # Never zero: pictures of one colour have no logarithm.
-    return float(np.sqrt(squared[-_PEAKS:]).mean()) + 1e-9
+    return np.asarray(np.maximum(np.partition(nearest, rank, axis=0)[rank] + norms, 0))
 
 
 def principal_directions(blocks: list[NDArray[np.float32]], dims: int) -> tuple[NDArray[np.float32], float]:

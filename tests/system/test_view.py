@@ -7,6 +7,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from evaluation_kit import plots_drawn_once  # noqa: F401
 
 from edge_daemon.artefact.manifest import ALIGN_FEATURE, MASK_FEATURE, SMALLEST_FEATURE, TILES_FEATURE
 from edge_daemon.artefact.pictures import encode_png, read_picture
@@ -381,3 +382,13 @@ def test_a_recipe_locates_masks_and_cuts_at_once(boards, tmp_path):
 def test_unusual_backbones_and_views_are_refused_by_name(boards, tmp_path):
     with pytest.raises(ExportError, match="scale"):
         build_recipe(request(boards / "good", tmp_path / "r", look=ViewOptions(scale=0.01)), quiet)
+
+
+@pytest.mark.usefixtures("plots_drawn_once")
+def test_the_report_shows_parts_as_they_were_aligned(boards, aligned_recipe, tmp_path):
+    out = tmp_path / "report.html"
+    command = ["evaluate", "--recipe", str(aligned_recipe), "--data", str(boards / "labelled"), "--report", str(out)]
+    assert main(command) == 0
+    page = out.read_text()
+    assert "<h2>Alignment</h2>" in page
+    assert "0 pictures were not located" in page
