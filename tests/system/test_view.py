@@ -3,6 +3,7 @@
 import json
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,7 +13,9 @@ from evaluation_kit import plots_drawn_once  # noqa: F401
 from edge_daemon.artefact.manifest import ALIGN_FEATURE, MASK_FEATURE, SMALLEST_FEATURE, TILES_FEATURE
 from edge_daemon.artefact.pictures import encode_png, read_picture
 from edge_daemon.artefact.recipe import MANIFEST, manifest_digest, read_files, verify_files
-from edge_daemon.core.decision import Evaluation, judge_score
+from edge_daemon.config import ImagesConfig
+from edge_daemon.core.decision import Evaluation, Reason, ViewVerdict, judge_score
+from edge_daemon.core.frame import Frame
 from edge_daemon.core.geometry import Region
 from edge_daemon.core.mask import ignored_pixels
 from edge_daemon.core.picture import map_in_frame
@@ -21,6 +24,8 @@ from edge_daemon.detectors.health import health_limits
 from edge_daemon.detectors.loading import load_verified
 from edge_daemon.engines.sessions import EngineOptions, Sessions
 from edge_daemon.errors import NotLocatedError, RecipeShapeError
+from edge_daemon.pipeline.inspection import ViewOutcome
+from edge_daemon.pipeline.pictures import Pictures
 from edge_daemon.simulation.names import DefectKind
 from edge_daemon.simulation.render import render
 from export.build import RecipeRequest, build_recipe
@@ -31,6 +36,7 @@ from export.evaluate import evaluate, score_list, summarise
 from export.extend import ExtendRequest, extend_recipe
 from export.golden import damage
 from export.view import Align, ViewOptions
+from tests.daemon import DaemonProcess, receive
 
 SIDE = 256
 PART = Region(56, 56, 144, 144)
@@ -392,3 +398,64 @@ def test_the_report_shows_parts_as_they_were_aligned(boards, aligned_recipe, tmp
     page = out.read_text()
     assert "<h2>Alignment</h2>" in page
     assert "0 pictures were not located" in page
+
+
+def test_the_line_tells_boxes_in_the_frame_and_does_not_judge_what_it_cannot_locate(aligned_recipe, tmp_path):
+    defective = lying(noisy(still(9), 100, 120), 9)
+    for name, frame in (("0", simulated(104)[0]), ("1", defective), ("2", np.rot90(simulated(104)[0]))):
+        save(tmp_path / "parts" / f"{name}.png", frame)
+    config = f"""
+line = "test"
+[cameras.top]
+kind = "folder"
+path = "{tmp_path / "parts"}"
+[stations.st1]
+deadline_ms = 20000
+views = [{{ camera = "top", recipe = "{aligned_recipe}" }}]
+"""
+    with DaemonProcess(tmp_path, config) as daemon, daemon.subscriber() as results, daemon.triggers() as triggers:
+        found = []
+        for number in range(3):
+            assert triggers.trigger("st1", str(number)).accepted
+            found += receive(results, 1)
+    good, bad, elsewhere = found
+    assert (good.evaluation, good.reason) == ("OK", "")
+    assert (bad.evaluation, bad.views[0].boxes_below_minimum) == ("NotOK", 0)
+    expected = judge_picture(load(aligned_recipe).detector, defective).boxes[0]
+    box = bad.views[0].boxes[0]
+    assert (box.x, box.y, box.w, box.h) == (expected.x, expected.y, expected.w, expected.h)
+    assert (elsewhere.evaluation, elsewhere.result_state) == ("NotDecidable", "Completed")
+    assert elsewhere.reason == elsewhere.views[0].reason == "not_located"
+    assert elsewhere.views[0].score is None
+
+
+def test_the_pictures_of_a_located_part_show_its_heat_where_it_lay(aligned_recipe):
+    ready = load(aligned_recipe)
+    clean, spoiled = lying(still(9), 9), lying(noisy(still(9), 100, 120), 9)
+    evidence = judge_picture(ready.detector, spoiled)
+    outcome = ViewOutcome(
+        ViewVerdict(Evaluation.NOT_OK, Reason.NONE), Frame("top", 1, spoiled, 0), replace(evidence, boxes=())
+    )
+    views = SimpleNamespace(views={"top": ready})
+    inspection = SimpleNamespace(outcomes={"top": outcome}, recipe_set=views)
+    record = SimpleNamespace(
+        line="l", station="st1", boot=1, boot_id="ab" * 16, result_id="cd" * 16, trigger_id="1", part_id=None
+    )
+    sent, fatal = [], []
+    pictures = Pictures(
+        {"st1": ImagesConfig(heatmap_format="png")}, lambda _message, blobs: sent.append(blobs), fatal.append
+    )
+    pictures.start()
+    pictures.submit(inspection, record)
+    pictures.close()
+    assert fatal == []
+    ((plain, heat),) = sent
+    plain, heat = (cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).astype(int) for data in (plain, heat))
+    assert plain.shape == heat.shape == spoiled.shape
+    changed = np.abs(heat - plain).sum(axis=2) > 60
+    where = np.abs(spoiled.astype(int) - clean).sum(axis=2) > 60
+    assert changed[where].mean() > 0.9
+    judged = np.zeros((SIDE, SIDE), np.uint8)
+    judged[48:208, 48:208] = 255
+    turned = cv2.warpAffine(judged, evidence.pose.matrix(), (SIDE, SIDE))
+    assert not changed[cv2.dilate(turned, np.ones((15, 15))) == 0].any()
