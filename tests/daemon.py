@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -36,10 +36,21 @@ class DaemonProcess:
 
     config: TOML without [wire] and state_dir. Entering starts it and waits until `ready` is true of its
     status (default: every station takes triggers); leaving ends it, and fails when it ended by itself.
+    prefix: a command that runs the daemon as this very process (`strace -D`); environment: besides the tests' own.
     """
 
-    def __init__(self, folder: Path, config: str, ready: Callable[[dict[str, Any]], bool] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: str,
+        ready: Callable[[dict[str, Any]], bool] | None = None,
+        *,
+        prefix: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
+        self.prefix = prefix
+        self.environment = environment or {}
         folder.mkdir(parents=True, exist_ok=True)
         names = ("results", "images", "status", "triggers", "control", "replay")
         self.endpoints = {
@@ -70,11 +81,11 @@ class DaemonProcess:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "edge_daemon.cli", "run", "--config", str(self.config)],
+                [*self.prefix, sys.executable, "-m", "edge_daemon.cli", "run", "--config", str(self.config)],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONWARNINGS": "error"},
+                env={**os.environ, "PYTHONWARNINGS": "error", **self.environment},
             )
         give_up = time.monotonic() + _PATIENCE_S
         while time.monotonic() < give_up:

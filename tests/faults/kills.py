@@ -25,6 +25,9 @@ from tests.postgres import Postgres
 
 PATIENCE_S = 60.0
 
+# station, boot, seq, header
+Row = tuple[str, int, int, bytes]
+
 # A commit that is late on a busy machine is another fault, with a test of its own.
 CONFIG = """
 line = "kills"
@@ -218,15 +221,15 @@ def caught_up(endpoints: dict[str, str], database: str) -> None:
     raise AssertionError(f"the consumer stays behind: {behind}")
 
 
-def journal_rows(path: Path) -> dict[str, tuple[str, int, int, bytes]]:
-    """result_id -> station, boot, seq, header, as a replay tells them."""
+def journal_rows(path: Path) -> dict[str, Row]:
+    """By result_id, as a replay tells them."""
     return {
         f.inspection.result_id: (f.inspection.station, f.inspection.boot, f.inspection.seq, f.header)
         for f in find(path, Wanted())
     }
 
 
-def table_rows(database: str) -> dict[str, tuple[str, int, int, bytes]]:
+def table_rows(database: str) -> dict[str, Row]:
     """The same of the MES's table."""
     with psycopg.connect(database) as mes:
         rows = mes.execute("SELECT result_id, station, boot, seq, header FROM inspection").fetchall()
