@@ -350,7 +350,9 @@ def _view_line(inspection: Inspection, view: ViewMessage, colours: bool) -> str:
     if view.boxes:
         largest = view.boxes[0]
         boxes += f", {largest.w}x{largest.h} at {largest.x},{largest.y}"
-    return _line(inspection, view.camera, evaluation, reason, f"{score:>7} {sign} {threshold:<7} {boxes}", colours)
+    return _line(
+        inspection, view.view or view.camera, evaluation, reason, f"{score:>7} {sign} {threshold:<7} {boxes}", colours
+    )
 
 
 def _line(inspection: Inspection, who: str, evaluation: str, reason: str, measured: str, colours: bool) -> str:

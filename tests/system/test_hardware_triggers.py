@@ -28,6 +28,7 @@ seed = {seed}
 size = [128, 128]
 pulses = "{pulses}"
 faults = [{faults}]
+{camera}
 [stations.st1]
 trigger = "hardware"
 deadline_ms = 5000
@@ -95,11 +96,11 @@ class Conveyor:
 
 
 @contextlib.contextmanager
-def conveyor(tmp_path: Path, recipe: Path, faults: list[tuple[int, str]]) -> Iterator[Conveyor]:
-    """faults: (number of the exposure, rest of the fault's table)."""
+def conveyor(tmp_path: Path, recipe: Path, faults: list[tuple[int, str]], camera: str = "") -> Iterator[Conveyor]:
+    """faults: (number of the exposure, rest of the fault's table); camera: more keys of its table."""
     pulses = tmp_path / "pulses"
     table = ", ".join(f"{{ frame = {frame}, {rest} }}" for frame, rest in faults)
-    text = STATION.format(seed=SEED, pulses=pulses, faults=table, recipe=recipe)
+    text = STATION.format(seed=SEED, pulses=pulses, faults=table, recipe=recipe, camera=camera)
     with (
         DaemonProcess(tmp_path / "line", text) as daemon,
         daemon.subscriber() as results,
@@ -110,7 +111,9 @@ def conveyor(tmp_path: Path, recipe: Path, faults: list[tuple[int, str]]) -> Ite
 
 def scores(tmp_path: Path, recipe: Path, parts: int) -> dict[int, float | None]:
     """What each part scores where nothing can be mistaken: one software trigger after the other."""
-    text = STATION.format(seed=SEED, pulses="", faults="", recipe=recipe).partition("[stations.st1.hardware]")[0]
+    text = STATION.format(seed=SEED, pulses="", faults="", recipe=recipe, camera="").partition(
+        "[stations.st1.hardware]"
+    )[0]
     text = text.replace('pulses = ""', f"first_index = {FIRST}").replace('trigger = "hardware"', "")
     found = {}
     with (
@@ -181,8 +184,15 @@ def test_whatever_happens_to_pulses_frames_and_clock_no_verdict_lands_on_another
     assert sum(map(judged, line.found)) > len(line.announced) // 3, {n: r.reason for n, r in line.outcomes.items()}
 
 
-def test_a_camera_that_is_lost_between_pulses_comes_back_in_step(tmp_path: Path, small_line: SmallLine) -> None:
-    with conveyor(tmp_path, small_line.recipe, [(2, 'action = "disconnect", seconds = 0.5')]) as line:
+@pytest.mark.parametrize(
+    ("fault", "camera"),
+    [('action = "disconnect", seconds = 0.5', ""), ('action = "crash"', "isolated = true")],
+    ids=["disconnected", "process died"],
+)
+def test_a_camera_that_is_lost_between_pulses_comes_back_in_step(
+    tmp_path: Path, small_line: SmallLine, fault: str, camera: str
+) -> None:
+    with conveyor(tmp_path, small_line.recipe, [(2, fault)], camera) as line:
         for _ in range(4):
             line.part()
         line.stop_until_ready()
