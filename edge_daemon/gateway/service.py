@@ -122,8 +122,10 @@ class Gateway:
         opcua = self._config.opcua
         if opcua is None:
             return
-        from edge_daemon.gateway.opcua import OpcuaEdge
-
+        try:
+            from edge_daemon.gateway.opcua import OpcuaEdge
+        except ImportError as exc:
+            raise GatewayError(f"OPC UA needs more packages: pip install 'edge-daemon[gateway]' ({exc})") from exc
         edge = OpcuaEdge(opcua.endpoint, self.sessions, opcua.certificate, opcua.private_key, opcua.viewers)
         await edge.open()
         stack.push_async_callback(edge.close)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from collections.abc import Callable, Coroutine
 from dataclasses import fields
 from pathlib import Path
@@ -175,6 +176,25 @@ def test_a_stranger_is_not_let_in() -> None:
         assert station.commands == []
 
     assert serve(talk, clients=("192.0.2.1",)) == []
+
+
+def test_garbage_and_half_requests_of_others_do_not_keep_the_plc_out() -> None:
+    chance = random.Random(3)
+
+    async def talk(client: AsyncModbusTcpClient, station: Station) -> None:
+        host, port = "127.0.0.1", client.comm_params.port
+        for size in (1, 7, 300, 70_000):
+            _, writer = await asyncio.open_connection(host, port)
+            writer.write(chance.randbytes(size))
+            # A header that promises more than ever comes.
+            writer.write(bytes.fromhex("000100000006030300"))
+            await writer.drain()
+            answer = await client.read_holding_registers(RESULT_ADDRESS, count=RESULT_WORDS, device_id=3)
+            assert decode_block(answer.registers) == station.shown
+            writer.transport.abort()
+        assert station.commands == []
+
+    assert serve(talk) == []
 
 
 def test_a_defect_is_told_and_the_plc_gets_no_block() -> None:
