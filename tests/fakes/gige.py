@@ -20,7 +20,7 @@ from edge_daemon.cameras.config import GigeConfig
 from tests.fakes.network import own_network
 
 PROGRAM = "arv-fake-gv-camera-0.8"
-ADDRESSES = ("127.0.0.2", "127.0.0.3")
+ADDRESSES = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 PATIENCE_S = 20
 
 

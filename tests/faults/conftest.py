@@ -55,15 +55,15 @@ def quiet(_what: str, _total: int) -> AbstractContextManager[Callable[[int], obj
     return nullcontext(lambda _done: None)
 
 
-def ramp_recipe(folder: Path, side_px: int, model_px: int) -> Path:
-    """A recipe for pictures of the fake camera: side_px wide, judged at model_px."""
+def ramp_recipe(folder: Path, side_px: int, model_px: int | None) -> Path:
+    """A recipe for pictures of the fake camera: side_px wide, judged at model_px (None: the backbone's own)."""
     (folder / "good").mkdir(parents=True)
     for number in range(45):
         (folder / f"good/{number:02d}.png").write_bytes(encode_png(ramp(number * 255 // 45, side_px)))
     out = folder / "ramp.recipe"
     request = RecipeRequest(
         name="ramp", images=folder / "good", out=out, created_utc="2026-01-01T00:00:00Z", version="1",
-        size=(model_px, model_px), coreset_ratio=0.05,
+        size=(model_px, model_px) if model_px else None, coreset_ratio=0.05,
     )  # fmt: skip
     build_recipe(request, quiet)
     return out
