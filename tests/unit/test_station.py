@@ -512,6 +512,18 @@ def test_status_names_the_views_that_every_judged_part_has() -> None:
     assert Line(exposures=3).ready().station.status("", 0.0, None, 0).views == ("top", "top#2", "top#3")
 
 
+def test_status_says_how_many_patches_of_a_frame_were_searched_exactly() -> None:
+    line = Line(queue=5).ready()
+    assert line.station.status("", 0.0, None, 0).details["search"]["top"] == {"engine": "flat", "why": "rule"}
+    for number, searches in enumerate((3, 4)):
+        line.trigger(str(number))
+        line.frame(number)
+        evidence = Evidence(0.5, 0.5, (), "exact", exact_searches=searches)
+        outcome = ViewOutcome(ViewVerdict(Evaluation.OK, Reason.NONE), line.work[number].frame, evidence)
+        line.station.view_done(line.work[number].inspection, "top", outcome)
+    assert line.station.status("", 0.0, None, 0).details["search"]["top"]["exact_searches_per_frame"] == 3.5
+
+
 # -- pulses on a wire -----------------------------------------------------------------------------------
 
 
