@@ -22,6 +22,8 @@ from edge_daemon.gateway.registers import (
 )
 from edge_daemon.gateway.words import Bits, Block, Command, Verdict
 
+_PATIENCE_S = 30.0
+
 
 @dataclass
 class Part:
@@ -78,6 +80,9 @@ class Conveyor:
         self.scans = 0
         self.scans_without_news = 0
         self.cut = False
+        self.ready = False
+        self.stalls: list[tuple[float, float]] = []
+        """Scans that the machine under this simulation held up, as no PLC's are: begin and end."""
 
     def close(self) -> None:
         self._client.close()
@@ -88,16 +93,23 @@ class Conveyor:
         self.plc = Plc()
 
     def run(self, count: int, between_scans: Callable[[], None]) -> None:
-        """Lets `count` parts come by."""
-        begin_s = self.clock_s()
-        next_part_s = begin_s
+        """Lets `count` parts come by, the first when Trigger Ready is there. Raises TimeoutError if it never comes."""
+        give_up_s = self.clock_s() + _PATIENCE_S
+        while not self.ready:
+            if self.clock_s() > give_up_s:
+                raise TimeoutError(f"no Trigger Ready within {_PATIENCE_S:g} s")
+            self.scan()
+            time.sleep(self.settings.scan_s)
+        next_part_s = self.clock_s()
         while len(self.parts) < count or any(part.passed is None for part in self.parts[-200:]):
-            now_s = self.clock_s()
+            now_s, missed = self.clock_s(), self.scans_without_news
             between_scans()
             if now_s >= next_part_s and len(self.parts) < count:
                 self._at_photo_eye(now_s)
                 next_part_s = max(next_part_s + self.settings.pace_s, now_s - self.settings.pace_s)
             self.scan()
+            if self.clock_s() - now_s > 5 * self.settings.scan_s and not self.cut and self.scans_without_news == missed:
+                self.stalls.append((now_s, self.clock_s()))
             time.sleep(max(0.0, self.settings.scan_s - (self.clock_s() - now_s)))
 
     def _at_photo_eye(self, now_s: float) -> None:
@@ -154,6 +166,7 @@ class Conveyor:
 
     def _take(self, block: Block, now_s: float) -> None:
         plc = self.plc
+        self.ready = bool(block.bits & Bits.TRIGGER_READY)
         if plc.heartbeat is not None and block.heartbeat != plc.heartbeat:
             plc.heartbeat_moved_s = now_s
         plc.heartbeat = block.heartbeat
