@@ -284,15 +284,15 @@ def grab(config: Config, name: str, timeout_s: float, clock_ns: Callable[[], int
         camera.open()
         opened_ns = clock_ns()
         frame = _one_frame(camera, settings, round(timeout_s * 1e9), clock_ns)
-        health, unhealthy, without_limits = _health(frame, recipe)
-        exposed = None if frame.exposed_ns is None else (frame.arrived_ns - frame.exposed_ns) / 1e6
-        return Grabbed(
-            name, frame, (opened_ns - begun_ns) / 1e6, (frame.arrived_ns - opened_ns) / 1e6, exposed,
-            camera.settings(), camera.counters(), _shown_recipe(recipe), health, unhealthy,
-            (*notes, *without_limits),
-        )  # fmt: skip
+        read_back = camera.settings()
     finally:
-        camera.close()
+        camera.close()  # an isolated one tells what it has counted when it ends
+    health, unhealthy, without_limits = _health(frame, recipe)
+    exposed = None if frame.exposed_ns is None else (frame.arrived_ns - frame.exposed_ns) / 1e6
+    return Grabbed(
+        name, frame, (opened_ns - begun_ns) / 1e6, (frame.arrived_ns - opened_ns) / 1e6, exposed, read_back,
+        camera.counters(), _shown_recipe(recipe), health, unhealthy, (*notes, *without_limits),
+    )  # fmt: skip
 
 
 def save(grabbed: Grabbed, path: Path) -> None:
