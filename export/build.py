@@ -243,7 +243,9 @@ def _open(request: RecipeRequest, paths: Sequence[Path], progress: Progress) -> 
         size = PAPER_SIZE
     backbone = resolve_backbone(request.backbone, request.profile, size)
     frame_size = first_frame_size(paths)
-    settings = _settings(backbone, frame_size, request.region, request.look)
+    # What is located is what is judged: the whole frame would reach beyond its border as soon as a part lies elsewhere.
+    region = request.region or (request.look.align.template if request.look.align else None)
+    settings = _settings(backbone, frame_size, region, request.look)
     grid = backbone.grid[::-1] if settings.tiling is None else settings.tiling.grid
     seen, settings = look(request.look, settings, grid, paths)
     extractor = make_extractor(backbone, request.engine, settings)

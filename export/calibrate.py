@@ -74,6 +74,7 @@ def score_pictures(
                 "export it again and compare with `edge-export backbone`"
             )
         scored.append(Scored(index, evidence.score, peak))
+        del features, evidence  # of a large picture 400 MB, not to be kept while the next is looked at
         advance(1)
     return scored
 

@@ -135,8 +135,9 @@ def gather(
         raise PicturesError(_list_of("cannot be read (leave them out with --skip-unreadable)", unreadable))
     if not_located and not skip_unreadable:
         what = (
-            "show no part where --align looks for it. The line would call such parts NotDecidable: widen --align-shift "
-            "or --align-rotation, choose another rectangle, or leave them out with --skip-unreadable"
+            "show no part where --align looks for it, or what is judged of it reaches beyond the picture. The line "
+            "would call such parts NotDecidable: widen --align-shift or --align-rotation, choose another rectangle or "
+            "a smaller --roi, or leave them out with --skip-unreadable"
         )
         raise PicturesError(_list_of(what, not_located))
     if not taken and not_located:

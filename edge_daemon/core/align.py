@@ -28,6 +28,7 @@ _SMOOTHING = 5  # Gaussian kernel of the refinement, pixels of the fine picture
 # A pose is rounded to these, so that the last bits of two machines do not move a picture: the golden one, which
 # lies where it lies, comes out as no motion at all.
 _ANGLE_STEP_DEG, _SHIFT_STEP_PX = 1 / 64, 1 / 16
+_UNSEEN_PX = 1.0  # of what is judged may lie beyond the frame's border
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,17 @@ def aligned(pixels: Bytes, pose: Pose) -> Bytes:
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     turned = cv2.warpAffine(pixels, pose.matrix(), size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(turned, np.uint8).reshape(pixels.shape)
+
+
+def seen(area: Region, pose: Pose, frame_size: tuple[int, int]) -> bool:
+    """Whether all of a rectangle of the aligned picture was in the frame, up to a pixel: beyond its border there is
+    nothing but the border again, and a part that nobody saw must not be judged."""
+    if not pose.moved:
+        return True
+    corners = np.array([[x, y, 1.0] for x in (area.x, area.x + area.w) for y in (area.y, area.y + area.h)])
+    corners[:, :2] -= 0.5  # edges of pixels, not their centres
+    there = corners @ pose.matrix().T + 0.5
+    return bool((there >= -_UNSEEN_PX).all() and (there <= np.array(frame_size) + _UNSEEN_PX).all())
 
 
 def box_in_frame(box: Box, pose: Pose, frame_size: tuple[int, int]) -> Box:

@@ -17,6 +17,24 @@ Blur = Literal["torch_reflect", "scipy_reflect"]
 _BORDER: dict[Blur, Literal["reflect", "symmetric"]] = {"torch_reflect": "reflect", "scipy_reflect": "symmetric"}
 
 
+_BLURRED_AT_ONCE = 512  # rows of weights, in float64: of 8000 pixels and 1000 cells they would be 64 MB, three times
+
+
+def _blurred(
+    weights: NDArray[np.float64], kernel: NDArray[np.float64], mirrored: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Each row of (pixels, cells) weights as the sum of its neighbours' by the kernel. mirrored: (pixels + taps - 1,)
+    which row lies where, beyond the border too."""
+    found = np.empty(weights.shape, np.float32)
+    for first in range(0, len(weights), _BLURRED_AT_ONCE):
+        last = min(first + _BLURRED_AT_ONCE, len(weights))
+        sums = np.zeros((last - first, weights.shape[1]))
+        for shift, weight in enumerate(kernel):
+            sums += weight * weights[mirrored[shift + first : shift + last]]
+        found[first:last] = sums
+    return found
+
+
 @lru_cache(maxsize=64)
 def spread(
     cells: int, pixels: int, extent: int, upsampling: Upsampling, blur: Blur, sigma_px: float
@@ -37,13 +55,10 @@ def spread(
         weights[index, np.minimum(below + 1, cells - 1)] += centre - below
     if sigma_px:
         reach = int(4 * sigma_px + 0.5)
-        kernel = cv2.getGaussianKernel(2 * reach + 1, sigma_px, cv2.CV_64F)[:, 0]
-        mirrored = np.pad(index, reach, mode=_BORDER[blur])
-        blurred = np.zeros_like(weights)
-        for shift, weight in enumerate(kernel):
-            blurred += weight * weights[mirrored[shift : shift + pixels]]
-        weights = blurred
-    found = weights.astype(np.float32)
+        kernel = np.asarray(cv2.getGaussianKernel(2 * reach + 1, sigma_px, cv2.CV_64F)[:, 0], np.float64)
+        found = _blurred(weights, kernel, np.pad(index, reach, mode=_BORDER[blur]))
+    else:
+        found = weights.astype(np.float32)
     found.flags.writeable = False
     return found
 

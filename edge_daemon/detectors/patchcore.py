@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_daemon.artefact.manifest import Manifest
-from edge_daemon.core.align import Locator, Pose, Search, aligned, box_in_frame
+from edge_daemon.core.align import Locator, Pose, Search, aligned, box_in_frame, seen
 from edge_daemon.core.decision import Evidence, Thresholds
 from edge_daemon.core.distances import LARGEST_SQUARED_NORM, largest_squared_norm
 from edge_daemon.core.geometry import Box, Region
 from edge_daemon.core.maps import Blur, Upsampling, anomaly_map, boxes_above
-from edge_daemon.core.mask import ignored_pixels
+from edge_daemon.core.mask import ignored_pixels, in_frame
 from edge_daemon.core.patchcore import Metric, image_score, patch_distances
+from edge_daemon.core.picture import map_region
 from edge_daemon.core.proof import Maximum, Nearest, remember
 from edge_daemon.core.resize import ResizeMethod, to_model_input
 from edge_daemon.core.support import support
@@ -84,6 +85,8 @@ class PatchCoreSettings:
             pose = self.locator.locate(pixels)
             if pose is None:
                 raise NotLocatedError(_not_located(self.locator.search))
+            if not seen(self._judged(), pose, self.frame_size):
+                raise NotLocatedError(_BEYOND)
             pixels = aligned(pixels, pose)
         picture = to_model_input(pixels, self.frame_size, self.region, self.resize_to, self.size, self.resize)
         if self.tiling is None:
@@ -91,8 +94,24 @@ class PatchCoreSettings:
         cut = self.tiling.cut
         return Prepared(np.stack([cut(picture, tile) for tile in self.tiling.tiles()]), pose)
 
+    def _judged(self) -> Region:
+        """The rectangle of the aligned frame that holds all that is judged: not what the crop or the mask leave out."""
+        covers = map_region(self.frame_size, self.region, self.resize_to, self.size)
+        if self.ignored is None:
+            return covers
+        counts = in_frame(~ignored_pixels(self.ignored, self.size, self.extent), covers, self.frame_size)
+        rows, columns = np.flatnonzero(counts.any(axis=1)), np.flatnonzero(counts.any(axis=0))
+        x, y = int(columns[0]), int(rows[0])
+        return Region(x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y)
+
     def _fits(self, shape: tuple[int, ...]) -> bool:
         return len(shape) in (2, 3) and shape[1::-1] == self.frame_size and shape[2:] in ((), (3,))
+
+
+_BEYOND = (
+    "the part is located, but what is to be judged of it reaches beyond the picture: it is not judged; look at the "
+    "fixture and the trigger, or choose a smaller region (--roi)"
+)
 
 
 def _locator(manifest: Manifest, template: NDArray[np.uint8] | None) -> Locator | None:
@@ -259,7 +278,7 @@ class PatchCoreDetector:
             cells = support(hot, grid, s.extent, s.upsampling, s.blur, s.blur_sigma_px).ravel()
             which = np.flatnonzero(cells & ~nearest.exact)
             if len(which):
-                nearest.take(which, self.engine.complete(patches[which]))
+                nearest.take(which, self._completed(patches, which))
                 anomaly = self._map(nearest.squared, grid)
         return boxes_above(anomaly, threshold, s.frame_size, s.region, s.resize_to)
 
@@ -269,8 +288,18 @@ class PatchCoreDetector:
         squared = nearest.squared
         if len(which):
             squared = squared.copy()
-            squared[which] = self.engine.complete(patches[which]).squared
+            squared[which] = self._completed(patches, which).squared
         return self._map(squared, grid)
+
+    def _completed(self, patches: _Patches, which: NDArray[np.int64]) -> Nearest:
+        """The nearest rows of these patches; of very many, some at a time, for they are copied."""
+        if len(which) <= STRIP_PATCHES:
+            return self.engine.complete(patches[which])
+        found = Nearest.unknown(len(which))
+        for first in range(0, len(which), STRIP_PATCHES):
+            place = np.arange(first, min(first + STRIP_PATCHES, len(which)))
+            found.take(place, self.engine.complete(patches[which[place]]))
+        return found
 
     def _map(self, squared: NDArray[np.float64], grid: tuple[int, int]) -> NDArray[np.float32]:
         s = self.settings

@@ -116,7 +116,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         type=region,
         metavar="X,Y,W,H",
         help="locate the part by this rectangle of the golden picture, and judge it as if it lay as there; "
-        "--roi and --mask are then pixels of the golden picture",
+        "--roi (default: the same rectangle) and --mask are then pixels of the golden picture",
     )
     place.add_argument(
         "--align-picture", type=Path, metavar="FILE", help="the golden picture (default: the first of --images by name)"

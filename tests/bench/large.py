@@ -1,6 +1,6 @@
 """A picture of 8000x2000 pixels in tiles with the embedded backbone: built and judged, and the memory that takes.
 
-python -m tests.bench.large [--pictures 4] [--size 8000x2000] [--scale 1]
+python -m tests.bench.large [--pictures 2] [--size 8000x2000] [--scale 1]
 """
 
 import argparse
@@ -99,7 +99,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="8000x2000", help="width x height of the pictures (default 8000x2000)")
     parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--pictures", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=2)
     parser.add_argument("--rows", type=int, default=2000, help="of the bank (default 2000)")
     arguments = parser.parse_args()
     width, height = (int(side) for side in arguments.size.split("x"))

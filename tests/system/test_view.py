@@ -143,6 +143,19 @@ def test_a_picture_without_the_part_is_not_judged(aligned_recipe):
             detector.prepare(frame)
 
 
+def test_a_part_that_reaches_beyond_the_picture_is_not_judged(aligned_recipe):
+    """A corner that nobody saw would pass for the border that is repeated there."""
+    settings = load(aligned_recipe).detector.settings
+    frame = lying(still(9), 9)
+    assert settings.prepare(frame).pose.moved
+    with pytest.raises(NotLocatedError, match="beyond the picture"):
+        replace(settings, region=None).prepare(frame)
+    # What is ignored need not be seen.
+    middle = np.ones((12, 12), bool)
+    middle[4:8, 4:8] = False
+    assert replace(settings, region=None, ignored=middle).prepare(frame).pose.moved
+
+
 def test_pictures_that_cannot_be_located_are_named_and_left_out_only_when_asked(tmp_path):
     for index in range(22):
         save(tmp_path / "good" / f"{index:03}.png", simulated(index)[0])

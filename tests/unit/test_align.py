@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge_daemon.core.align import Locator, Pose, Search, aligned, box_in_frame
+from edge_daemon.core.align import Locator, Pose, Search, aligned, box_in_frame, seen
 from edge_daemon.core.geometry import Box, Region
 from edge_daemon.simulation.render import render
 
@@ -147,6 +147,24 @@ def test_a_box_found_after_alignment_covers_its_defect_in_the_frame() -> None:
     assert xs.max() < there.x + there.w <= xs.max() + 4
     assert ys.max() < there.y + there.h <= ys.max() + 4
     assert (there.peak, there.area_px) == (box.peak, box.area_px)
+
+
+@pytest.mark.parametrize(
+    ("angle", "shift", "expected"),
+    [
+        (0.0, (0.0, 0.0), True),
+        (0.0, (60.9, 0.0), True),
+        (0.0, (61.2, 0.0), False),
+        (0.0, (0.0, -21.2), False),
+        (45.0, (0.0, 0.0), True),
+        (45.0, (0.0, -1.0), False),
+        (180.0, (60.0, 20.0), True),
+    ],
+)
+def test_what_reaches_beyond_the_frame_was_not_seen(angle: float, shift: tuple[float, float], expected: bool) -> None:
+    """A square of 100 px whose sides are 60 px from the right border and 20 from the upper one."""
+    pose = Pose(angle, shift, (209.5, 69.5), 1.0)
+    assert seen(Region(160, 20, 100, 100), pose, SIZE) is expected
 
 
 @given(st.floats(-180, 180), st.floats(-400, 400), st.floats(-400, 400), st.integers(0, 300), st.integers(0, 220))
