@@ -55,7 +55,7 @@ def quiet(_what: str, _total: int) -> AbstractContextManager[Callable[[int], obj
     return nullcontext(lambda _done: None)
 
 
-def ramp_recipe(folder: Path, side_px: int, model_px: int | None) -> Path:
+def ramp_recipe(folder: Path, side_px: int, model_px: int | None, coreset_ratio: float = 0.05) -> Path:
     """A recipe for pictures of the fake camera: side_px wide, judged at model_px (None: the backbone's own)."""
     (folder / "good").mkdir(parents=True)
     for number in range(45):
@@ -63,7 +63,7 @@ def ramp_recipe(folder: Path, side_px: int, model_px: int | None) -> Path:
     out = folder / "ramp.recipe"
     request = RecipeRequest(
         name="ramp", images=folder / "good", out=out, created_utc="2026-01-01T00:00:00Z", version="1",
-        size=(model_px, model_px) if model_px else None, coreset_ratio=0.05,
+        size=(model_px, model_px) if model_px else None, coreset_ratio=coreset_ratio,
     )  # fmt: skip
     build_recipe(request, quiet)
     return out
