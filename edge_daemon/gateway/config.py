@@ -106,6 +106,10 @@ class StationConfig(Section):
 
     unit: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=247)]
     """Modbus unit id (device id) under which the PLC finds this station."""
+    answer_ms: Milliseconds = 150
+    """From the trigger to the daemon's answer. A trigger that waited longer may have been taken up when another part
+    lay under the camera; its part is missed. What a part may move in this time, and in the PLC's own share of it, must
+    not matter to the picture; where it does, trigger the camera by wire."""
     window_ms: Milliseconds
     """From the trigger to the verdict, measured here; OK is never set later. Shorter than the way from camera to
     gate."""
@@ -127,6 +131,8 @@ class StationConfig(Section):
 
     @model_validator(mode="after")
     def _times_fit(self) -> "StationConfig":
+        if self.answer_ms > self.window_ms:
+            raise ValueError("answer_ms is longer than window_ms: the verdict would be due before the answer")
         if self.hold_ms is not None and self.hold_ms < self.window_ms:
             raise ValueError("hold_ms is shorter than window_ms: an OK would end before it began")
         return self
@@ -139,6 +145,7 @@ class StationConfig(Section):
 
         return DialogueSettings(
             station=station,
+            answer_ns=ns(self.answer_ms),
             window_ns=ns(self.window_ms),
             hold_ns=ns(self.hold_ms if self.hold_ms is not None else 2 * self.window_ms),
             status_timeout_ns=ns(self.status_timeout_ms),

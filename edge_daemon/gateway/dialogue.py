@@ -96,6 +96,7 @@ class Job:
 class DialogueSettings:
     """What the plant states. All times are measured with this PC's monotonic clock, nanoseconds.
 
+    answer_ns:            from the trigger to the daemon's answer; what is taken up later may show another part
     window_ns:            from the trigger to the verdict; OK is never set later
     hold_ns:              from the trigger on, how long an OK may stand; afterwards it is WITHDRAWN
     status_timeout_ns:    silence after which the daemon counts as dead
@@ -105,6 +106,7 @@ class DialogueSettings:
     """
 
     station: str
+    answer_ns: int
     window_ns: int
     hold_ns: int
     status_timeout_ns: int
@@ -117,6 +119,8 @@ class DialogueSettings:
     def __post_init__(self) -> None:
         if not 0 < self.window_ns <= self.hold_ns:
             raise ValueError("an OK must be able to stand at least until the end of its window")
+        if not 0 < self.answer_ns <= self.window_ns:
+            raise ValueError("the answer must come within the window")
         if min(self.status_timeout_ns, self.heartbeat_timeout_ns, self.plc_timeout_ns) <= 0:
             raise ValueError("a timeout must be positive")
 
@@ -248,6 +252,11 @@ def objection(part: OpenPart, record: Inspection, settings: DialogueSettings, no
 def inside_window(part: OpenPart, settings: DialogueSettings, now_ns: int) -> bool:
     """Measured here, with the clock that saw the trigger; what the record says of its own times is not asked."""
     return 0 <= now_ns - part.raised_ns <= settings.window_ns
+
+
+def answered_in_time(part: OpenPart, settings: DialogueSettings, now_ns: int) -> bool:
+    """Whether an answer that comes now is one to a trigger that was taken up while its part lay there."""
+    return 0 <= now_ns - part.raised_ns <= settings.answer_ns
 
 
 def same_recipes(part: OpenPart, record: Inspection) -> bool:
@@ -410,7 +419,9 @@ class Dialogue:
             for part in self.open_parts:
                 self._end_without_verdict(part, ReasonCode.DAEMON_SILENT)
         for part in self.open_parts:
-            if not inside_window(part, self.settings, now_ns):
+            if part.result_id is None and not answered_in_time(part, self.settings, now_ns):
+                self._give_up(part)
+            elif not inside_window(part, self.settings, now_ns):
                 self._end_without_verdict(part, ReasonCode.WINDOW)
                 self._late += 1
                 if self._late >= _LATE_IN_A_ROW:
@@ -421,6 +432,12 @@ class Dialogue:
                 held.result = replace(
                     held.result, verdict=Verdict.WITHDRAWN, evaluation=0, reason=ReasonCode.HELD_TOO_LONG
                 )
+
+    def _give_up(self, part: OpenPart) -> None:
+        """The daemon may still take this trigger, and then the camera sees whatever lies there by then."""
+        del self._open[part.trigger_id]
+        if self._asked == part.trigger_id:
+            self._miss(ErrorCode.NO_ANSWER)
 
     def _fresh(self, now_ns: int) -> _Heard | None:
         """What was heard of the daemon, None when that is too long ago."""

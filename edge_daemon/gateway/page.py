@@ -80,6 +80,9 @@ monotonic clock.
 - **Reject unless all of this holds**: `result_id` and `result_id_again` are equal and the part's own id; the part was
   acknowledged by Trigger Ack; `verdict` is the OK word, compared as a whole word, never as a bit; and `heartbeat`
   **moved** within a time T that is shorter than the way from camera to gate.
+- **Measure the time from raising Trigger to Trigger Ack**, and reject the part if it was longer than the part may lie
+  before the picture is of something else: a request that the network held up triggers late.
+- One request at a time: wait for its answer, or close the connection, before the next.
 - Write the whole command block every cycle: that is the PLC's sign of life (`plc_timeout_ms`). Read the whole result
   block in one request. A read that fails is a cycle without news, not a reason to keep what was read before.
 - Begin with Trigger Enable low after every start of the PLC, and track no part across it.

@@ -64,7 +64,7 @@ class ErrorCode(IntEnum):
     DAEMON_REFUSED = 12
     """The daemon did not take the trigger; its record says `missed` and why."""
     NO_ANSWER = 13
-    """The daemon did not answer the trigger inside the window."""
+    """The daemon did not answer the trigger within `answer_ms`; it may have taken it later, for the record only."""
     RECIPE_NOT_PINNED = 14
     """Another recipe set is active than the configuration pins for this job."""
     TOO_MANY_OPEN = 15

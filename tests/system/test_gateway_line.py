@@ -42,6 +42,7 @@ idle_check_s = 0.2
 views = [{{ camera = "top", recipe = "{recipe}" }}]
 """
 GATEWAY = f"""
+answer_ms = 400
 window_ms = {1000 * WINDOW_S}
 status_timeout_ms = 800
 plc_timeout_ms = 800

@@ -36,10 +36,11 @@ from edge_daemon.wire.messages import CameraStatus, Inspection, RecipeRef, Statu
 from tests.wire_kit import inspection, view
 
 MS = 1_000_000
-WINDOW, HOLD, SILENCE, STANDSTILL, PLC_SILENCE = 400 * MS, 700 * MS, 500 * MS, 3_000 * MS, 600 * MS
+ANSWER, WINDOW, HOLD, SILENCE, STANDSTILL, PLC_SILENCE = (ms * MS for ms in (150, 400, 700, 500, 3_000, 600))
 HOUR = 3_600_000 * MS
 SETTINGS = DialogueSettings(
     station="st1",
+    answer_ns=ANSWER,
     window_ns=WINDOW,
     hold_ns=HOLD,
     status_timeout_ns=SILENCE,
@@ -215,7 +216,8 @@ class Rig:
             attempt=1,
             reason="" if accepted else "missed_busy",
         )
-        trigger.answered |= accepted
+        # A trigger that was taken up late may have been given another part's picture.
+        trigger.answered |= accepted and self.mono_ns - trigger.raised_ns <= ANSWER
         self.feed(TriggerAnswered(trigger.trigger_id, reply))
 
     def record(self, trigger: Trigger) -> Inspection:
@@ -470,8 +472,14 @@ def stranger(rig: Rig) -> None:
     rig.status(station="st10", boot=99, recipe_set="cc" * 32)
 
 
+def answer_held_up(rig: Rig) -> None:
+    """The daemon stood still when the trigger came, or the network held it up."""
+    rig.wait(ANSWER + 1)
+
+
 FAULTS = [
     nothing,
+    answer_held_up,
     station_error,
     camera_hung,
     busy,
@@ -635,9 +643,9 @@ TIMINGS = [before_the_fault, after_the_fault, late, twice]
 
 def finish(rig: Rig, trigger: Trigger) -> None:
     """What follows on every path: a late answer, the acknowledgement, and a next part that nobody judges."""
-    rig.write(trigger=False)
     if not trigger.answered and not trigger.void:
         rig.answer(trigger)
+    rig.write(trigger=False)
     for _ in range(2):
         rig.write(acknowledged_id=rig.read().result.acquisition_id)
     following = rig.trigger(1001)
@@ -761,6 +769,10 @@ def compare_no_boot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "foreign", foreign)
 
 
+def take_late_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "answered_in_time", lambda *_: True)
+
+
 def look_at_no_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "inside_window", lambda *_: True)
 
@@ -782,6 +794,7 @@ MUTANTS = [
     let_nan_pass,
     compare_no_recipe,
     compare_no_boot,
+    take_late_answers,
     look_at_no_window,
     release_simulated,
 ]
@@ -914,6 +927,17 @@ def test_the_window_is_closed_to_the_nanosecond() -> None:
         rig.wait(after)
         rig.deliver(part, TRUE)
         assert result(rig).verdict is verdict
+
+
+def test_a_trigger_that_the_daemon_took_up_late_is_missed_and_its_record_releases_nothing() -> None:
+    for after, verdict in ((ANSWER, Verdict.OK), (ANSWER + 1, Verdict.NONE)):
+        rig = Rig()
+        trigger = asked(rig)
+        rig.wait(after, cycle_ns=after)
+        rig.answer(trigger)
+        rig.deliver(trigger, TRUE)
+        assert result(rig).verdict is verdict
+    assert rig.read().missed_reason is ErrorCode.NO_ANSWER
 
 
 def test_three_late_parts_in_a_row_raise_an_error_that_stays_until_it_is_cleared() -> None:
