@@ -24,6 +24,8 @@ from tests.daemon import DaemonProcess
 from tests.postgres import Postgres
 
 PATIENCE_S = 60.0
+# Triggers without an answer, as a PLC would have; and when it gives them up.
+MOST_OPEN, LOST_AFTER_S = 20, 0.1
 
 # station, boot, seq, header
 Row = tuple[str, int, int, bytes]
@@ -84,14 +86,20 @@ class Load:
             poller = zmq.Poller()
             poller.register(results, zmq.POLLIN)
             poller.register(triggers, zmq.POLLIN)
-            number = 0
+            number = open_triggers = 0
+            answered_s = time.monotonic()
             while not self._stop.is_set():
                 ready = dict(poller.poll(4))
                 if results in ready:
                     self._hear(results.recv_multipart())
                 if triggers in ready:
                     self._answered(triggers.recv_multipart()[-1])
+                    open_triggers, answered_s = max(0, open_triggers - 1), time.monotonic()
+                elif open_triggers >= MOST_OPEN:
+                    # Answers of a daemon that was killed never come.
+                    open_triggers = 0 if time.monotonic() - answered_s > LOST_AFTER_S else open_triggers
                 elif triggers.poll(0, zmq.POLLOUT):
+                    open_triggers += 1
                     number += 1
                     request = TriggerRequest(station=("st1", "st2")[number % 2], trigger_id=f"t{number}")
                     triggers.send_multipart([b"", encode_request(request)], zmq.DONTWAIT)

@@ -165,7 +165,21 @@ def test_the_disk_has_every_record_before_the_network_and_every_intent_before_it
 ) -> None:
     trace = tmp_path / "trace"
     calls = "pwrite64,fdatasync,fsync,sendto"
-    prefix = ("strace", "-D", "-f", "-y", "-s", "16384", "-o", str(trace), "-e", f"trace={calls}", "-e", "signal=none")
+    prefix = (
+        "strace",
+        "-D",
+        "-f",
+        "--seccomp-bpf",
+        "-y",
+        "-s",
+        "16384",
+        "-o",
+        str(trace),
+        "-e",
+        f"trace={calls}",
+        "-e",
+        "signal=none",
+    )
     with DaemonProcess(tmp_path, config(recipe, 10_000), prefix=prefix) as daemon, Load(daemon.endpoints) as load:
         load.wait(lambda: len(load.published) >= 60)
     order = Order().read(trace)
@@ -211,7 +225,17 @@ def injected(tmp_path: Path, what: str) -> tuple[str, ...]:
     """A prefix that meddles with the syncs of the journal's log."""
     log = tmp_path / "state" / "journal.sqlite-wal"
     # SQLite opens the log before strace can know its path; the journal is the only one that calls fdatasync.
-    return ("strace", "-D", "-f", "-o", f"{log.parent.parent}/strace", "-e", "trace=fdatasync", "-e", f"inject={what}")
+    return (
+        "strace",
+        "-D",
+        "-f",
+        "-o",
+        f"{log.parent.parent}/strace",
+        "-e",
+        "trace=fdatasync",
+        "-e",
+        f"inject={what}",
+    )
 
 
 @needs_strace
