@@ -104,6 +104,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fold-norms", action="store_true", help="train without batch norms, faster; needs --start-from"
     )
+    group.add_argument(
+        "--stride-16-weight",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="what the coarser layer written is scaled by (1)",
+    )
     group.add_argument("--held-out", type=float, default=0.05, metavar="X", help="share never learned from (0.05)")
     group.add_argument("--checkpoint-every", type=int, default=200, metavar="N", help="steps (200)")
     group.add_argument("--start-from", type=Path, metavar="FILE", help="checkpoint of another run to begin with")
@@ -148,6 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
         picture_loss=arguments.picture_loss,
         norms=not arguments.fold_norms,
         cached=arguments.cache_pictures if arguments.cache else 0,
+        stride_16_weight=arguments.stride_16_weight,
     )
     photographs = find_photographs(arguments.images, settings.held_out)
     device = choose_device(arguments.device, arguments.threads)

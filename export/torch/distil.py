@@ -65,6 +65,9 @@ class DistilSettings:
     norms:          train with batch norms; without them a step costs little more than half, but the student
                     must begin with another's, whose norms are folded
     cached:         pictures of the teacher's cache that are learned from, 0 for fresh ones all the time
+    stride_16_weight: what the exported student's coarser layer is multiplied with, above 0: a student imitates
+                    that layer less well than the finer one, and what is imitated less well should count less in
+                    a distance. Training knows nothing of it
     """
 
     steps: int = 4000
@@ -82,6 +85,7 @@ class DistilSettings:
     picture_loss: float = 0.0
     norms: bool = True
     cached: int = 0
+    stride_16_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.checkpoint_every < 1 or self.workers < 1:
@@ -93,6 +97,8 @@ class DistilSettings:
         weights = (self.embedding_loss, self.picture_loss)
         if not (0 <= self.procedural <= 1 and all(math.isfinite(w) and w >= 0 for w in weights)):
             raise ExportError("the procedural share must lie in 0..1, the weights of losses at 0 or above")
+        if not (math.isfinite(self.stride_16_weight) and self.stride_16_weight > 0):
+            raise ExportError("the weight of the layer at stride 16 must be above 0")
 
     def stream(self) -> dict[str, Any]:
         """What a resumed run must share with the one before it."""
@@ -532,7 +538,8 @@ class Distillation:
         student = self._new_student()
         student.load_state_dict({k: v.cpu() for k, v in self.average.state_dict().items()})
         mean, std = ((a.cpu(), b.cpu()) for a, b in (self.channels.mean, self.channels.std))
-        return Denormalised(student.eval(), mean, std, self.channels.rectified).eval()
+        weight = self.settings.stride_16_weight
+        return Denormalised(student.eval(), mean, std, self.channels.rectified, weight).eval()
 
     def card(self, raw: RawBackbone) -> dict[str, Any]:
         """The model card: what it is, from whom and what it was learned, and how well."""

@@ -126,7 +126,8 @@ def _stage(cin: int, cout: int, widths: Sequence[int], kernels: Sequence[int], n
 class Denormalised(nn.Module):
     """The student with its heads scaled back to the teacher's units (mean and std per channel).
 
-    rectified: which layers are never negative in the teacher; the student's then are not either
+    rectified:        which layers are never negative in the teacher; the student's then are not either
+    stride_16_weight: what the coarser layer is multiplied with, 1 for the teacher's own units
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class Denormalised(nn.Module):
         mean: tuple[Tensor, Tensor],
         std: tuple[Tensor, Tensor],
         rectified: tuple[bool, bool] = (False, False),
+        stride_16_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.student = student
@@ -144,6 +146,9 @@ class Denormalised(nn.Module):
                 head.weight.mul_(s.view(-1, 1, 1, 1))
                 assert head.bias is not None
                 head.bias.mul_(s).add_(m)
+        with torch.no_grad():
+            for parameter in student.head16.parameters():
+                parameter.mul_(stride_16_weight)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         f8, f16 = self.student(x)

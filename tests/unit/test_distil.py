@@ -473,6 +473,21 @@ def test_the_checkpoint_of_a_smaller_student_is_no_run_to_go_on_with_but_one_to_
     assert distillation(folder, tmp_path / "new.pt", start_from=path).step == 0
 
 
+def test_the_weight_of_the_coarser_layer_scales_what_is_written_and_nothing_that_is_learned(folder, tmp_path):
+    run = distillation(folder, tmp_path / "c.pt")
+    run.run(progress=False)
+    weighed = DistilSettings(
+        steps=4, batch=2, sizes_px=(32, 48), checkpoint_every=2, held_out=0.3, stride_16_weight=0.5
+    )
+    again = distillation(folder, tmp_path / "c.pt", weighed)
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (fine, coarse), (same, half) = run.model()(x), again.model()(x)
+    torch.testing.assert_close(same, fine)
+    torch.testing.assert_close(half, 0.5 * coarse)
+    assert again.held_out_loss() == run.held_out_loss()
+
+
 def test_a_teacher_that_is_never_negative_makes_a_student_that_is_not_either(folder, tmp_path):
     pictures = find_photographs(folder, 0.3)
     run = Distillation(lambda b: tuple(f.relu() for f in teach(b)), CARD, pictures, SETTINGS, tmp_path / "c.pt")
@@ -565,6 +580,8 @@ def test_augmentation_takes_pictures_of_any_shape(shape):
         {"embedding_loss": -1.0},
         {"embedding_loss": float("inf")},
         {"picture_loss": -1.0},
+        {"stride_16_weight": 0.0},
+        {"stride_16_weight": float("inf")},
         {"picture_loss": float("nan")},
     ],
 )
