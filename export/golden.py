@@ -1,7 +1,7 @@
 """Golden samples: pictures with what they must give, by which every PC proves that it judges as the export did."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -149,6 +149,7 @@ def _good_candidates(detector: PatchCoreDetector, pictures: Gathered, calibratio
         for index in scores:
             features = features_of(detector.extractor, pictures, index)
             scores[index] = detector.judge(features, calibration.thresholds).score
+            del features  # not to be kept while the next picture is looked at
     clear = sorted(
         (score, index)
         for index, score in scores.items()
@@ -163,7 +164,8 @@ def _judge_golden(detector: PatchCoreDetector, file: str, kind: str, pixels: NDA
     png = encode_png(pixels)
     evidence = judge_picture(detector, decode_picture(png, file))
     verdict = judge_score(evidence.score, evidence.max_distance, detector.thresholds)
-    return GoldenSample(file, kind, png, evidence, verdict.evaluation)
+    # The maps would keep the features, of a large picture 400 MB for each sample.
+    return GoldenSample(file, kind, png, replace(evidence, anomaly_map=None, shown_map=None), verdict.evaluation)
 
 
 def _damaged_sample(detector: PatchCoreDetector, seed: int, pixels: NDArray[np.uint8]) -> GoldenSample | None:
