@@ -55,6 +55,6 @@ def test_every_part_has_its_frame_and_heatmap_named_by_its_result(tmp_path: Path
 def test_only_bad_parts_are_kept_when_that_is_asked_for(tmp_path: Path, small_line: SmallLine) -> None:
     evaluations = judged(tmp_path, small_line, "not_ok")
     bad = {result_id for result_id, evaluation in evaluations.items() if evaluation != "OK"}
-    assert len(bad) >= len(DEFECTS)
+    assert 0 < len(bad) < len(evaluations)
     kept = {path.name.split(".")[0] for path in (tmp_path / "state" / "archive").rglob("*.png")}
     assert kept == bad
