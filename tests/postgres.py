@@ -46,16 +46,22 @@ class Postgres:
 
     def start(self) -> None:
         """Returns when it takes connections. Processes are killed here and not the power: it need not sync."""
+        give_up = time.monotonic() + _PATIENCE_S
+        self._process = self._launch()
+        while not self.ready():
+            assert time.monotonic() < give_up, (self.folder / "log").read_text()
+            if self._process.poll() is not None:
+                # After a kill -9 it refuses to start as long as a helper of the killed one lives.
+                self._process = self._launch()
+            time.sleep(0.02)
+
+    def _launch(self) -> "subprocess.Popen[bytes]":
         options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={self.folder}", "-c", "fsync=off"]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 [str(self._bin / "postgres"), "-D", str(self.folder / "data"), *options],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", env=self._environment, **self._as,
             )  # fmt: skip
-        give_up = time.monotonic() + _PATIENCE_S
-        while not self.ready():
-            assert time.monotonic() < give_up, (self.folder / "log").read_text()
-            time.sleep(0.02)
 
     def ready(self) -> bool:
         """Whether it takes connections."""

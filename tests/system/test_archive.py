@@ -7,7 +7,7 @@ import numpy as np
 
 from edge_daemon.artefact.pictures import read_picture
 from tests.daemon import DaemonProcess, receive
-from tests.system.conftest import DEFECTS, SHOWN, SmallLine
+from tests.system.conftest import SHOWN, SmallLine
 
 CONFIG = """
 line = "test"
