@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -99,10 +100,11 @@ class Load:
                     # Answers of a daemon that was killed never come.
                     open_triggers = 0 if time.monotonic() - answered_s > LOST_AFTER_S else open_triggers
                 elif triggers.poll(0, zmq.POLLOUT):
-                    open_triggers += 1
                     number += 1
                     request = TriggerRequest(station=("st1", "st2")[number % 2], trigger_id=f"t{number}")
-                    triggers.send_multipart([b"", encode_request(request)], zmq.DONTWAIT)
+                    with suppress(zmq.Again):  # killed since it was asked
+                        triggers.send_multipart([b"", encode_request(request)], zmq.DONTWAIT)
+                        open_triggers += 1
             results.close(0)
             triggers.close(0)
 
