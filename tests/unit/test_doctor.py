@@ -129,7 +129,8 @@ def test_pages_damaged_at_rest_are_found(ask: Callable[..., list[Diagnosis]], pc
     journal.close()
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA journal_mode=DELETE")
-        db.executemany("INSERT INTO amendment VALUES (?, ?, 'x', 'x', ?)", [(i, str(i), "y" * 900) for i in range(200)])
+        rows = [(str(i), "y" * 900) for i in range(200)]
+        db.executemany("INSERT INTO amendment (result_id, kind, utc, body) VALUES (?, 'x', 'x', ?)", rows)
     db.close()
     content = bytearray(path.read_bytes())
     for page in range(20, 40):
