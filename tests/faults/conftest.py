@@ -19,7 +19,7 @@ _ACCOUNTS = pytest.StashKey[list[Account]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "long: only with EDGE_TEST_CAMERA_FAULTS=1 (CI), or EDGE_TEST_FAULTS=1 (`make faults`)"
+        "markers", "long: only with EDGE_TEST_CAMERA_FAULTS=1, or EDGE_TEST_FAULTS=1 (`make faults`)"
     )
     config.stash[_ACCOUNTS] = []
 
