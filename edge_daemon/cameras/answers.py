@@ -90,12 +90,10 @@ class Answers:
 
     def lost(self, device_id: int | None) -> Identity:
         """A frame came incomplete: it answers a pending trigger as well as one that never came. None: its number is not
-        known; it stays a gap in front of the next."""
-        if device_id is not None:
-            step = self._step(device_id)
-            if step <= 0:
-                return Identity(self.frame_id, False, "numbered_before")
-            self._count(device_id, step)
+        known. It stays a gap in front of the next complete one, and does not move the count: with packets lost, frames
+        numbered before it may come complete after it."""
+        if device_id is not None and self._step(device_id) <= 0:
+            return Identity(self.frame_id, False, "numbered_before")
         if self.mode == "commanded" and self._asked_ns is None:
             self.unrequested += 1
             return Identity(self.frame_id, False, "unrequested")

@@ -118,6 +118,8 @@ def test_an_incomplete_frame_ends_the_wait_of_its_trigger_and_of_nobody_else() -
     made.ask(2 * S)
     assert made.lost(2).answers
     assert not made.waiting
+    made.ask(3 * S)
+    assert exposed(made, 3, 3 * S + MS) == "yes"
     assert made.lost(2).why == "numbered_before"
     free = answers("free_run")
     assert free.lost(None).answers

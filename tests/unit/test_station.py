@@ -717,6 +717,7 @@ class AnyPulses(RuleBasedStateMachine):
             frames = [held, frame] if first else [frame, held]
             if fault == "held":
                 self.held, frames = frame, [held]
+                gap_ms = min(gap_ms, 34)  # no frame is later than the silence lasts: that much a plant states
             if fault == "doubled":
                 frames.append(frame)
             for one in frames:
