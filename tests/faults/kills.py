@@ -32,10 +32,10 @@ MOST_OPEN, LOST_AFTER_S = 20, 0.1
 Row = tuple[str, int, int, bytes]
 
 # A commit that is late on a busy machine is another fault, with a test of its own.
-CONFIG = """
-line = "kills"
+_CONFIG = """
+line = "faults"
 [journal]
-commit_budget_ms = 10000
+commit_budget_ms = {budget_ms}
 [cameras.top]
 kind = "folder"
 path = {pictures}
@@ -53,6 +53,12 @@ queue = 4
 idle_check_s = 0
 views = [{{ camera = "side", recipe = {recipe} }}]
 """
+
+
+def two_stations(recipe: Path, budget_ms: float = 10_000) -> str:
+    """The configuration of two stations that judge the pictures beside a recipe. budget_ms: what a commit may take."""
+    pictures = json.dumps(str(recipe.parent / "good"))
+    return _CONFIG.format(budget_ms=budget_ms, pictures=pictures, recipe=json.dumps(str(recipe)))
 
 
 class Load:
@@ -132,8 +138,7 @@ class Victim:
     """The real daemon, forked from a nursery so that it is there in a fraction of a second."""
 
     def __init__(self, folder: Path, recipe: Path) -> None:
-        text = CONFIG.format(pictures=json.dumps(str(recipe.parent / "good")), recipe=json.dumps(str(recipe)))
-        self.written = DaemonProcess(folder, text)
+        self.written = DaemonProcess(folder, two_stations(recipe))
         self.endpoints = self.written.endpoints
         self.journal = folder / "state" / "journal.sqlite"
         self._log = (folder / "daemon.log").open("ab")

@@ -21,32 +21,10 @@ from edge_daemon.client import Batch, Gone, Subscriber
 from edge_daemon.edges.journal_chain import verify
 from edge_daemon.wire.messages import Inspection
 from tests.daemon import DaemonProcess
-from tests.faults.kills import Load, Row, journal_rows
+from tests.faults.kills import Load, Row, journal_rows, two_stations
 
 PATIENCE_S = 60.0
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
-
-CONFIG = """
-line = "disk"
-[journal]
-commit_budget_ms = {budget_ms}
-[cameras.top]
-kind = "folder"
-path = {pictures}
-[stations.st1]
-deadline_ms = 20000
-queue = 4
-idle_check_s = 0
-views = [{{ camera = "top", recipe = {recipe} }}]
-[stations.st2]
-deadline_ms = 20000
-queue = 4
-idle_check_s = 0
-views = [{{ camera = "side", recipe = {recipe} }}]
-[cameras.side]
-kind = "folder"
-path = {pictures}
-"""
 
 
 def strace_works() -> bool:
@@ -60,8 +38,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to mo
 
 
 def config(recipe: Path, budget_ms: float = 200) -> str:
-    pictures = json.dumps(str(recipe.parent / "good"))
-    return CONFIG.format(budget_ms=budget_ms, pictures=pictures, recipe=json.dumps(str(recipe)))
+    return two_stations(recipe, budget_ms)
 
 
 def part(daemon: DaemonProcess, results: Subscriber, name: str) -> Inspection:
