@@ -110,7 +110,8 @@ class FolderCamera:
             self._exposures.fetched(exposure)
             raise FrameLost(f"camera {self._name}: frame {exposure.index + 1} is lost: {exc}") from exc
         self._exposures.fetched(exposure)
-        return Frame(self._name, exposure.index + 1, pixels, self._waiter.now_ns)
+        # Decoding a file stands for the transfer: it makes no picture of a later moment.
+        return Frame(self._name, exposure.index + 1, pixels, self._waiter.now_ns, exposed_ns=exposure.complete_ns)
 
     def _read(self, position: int) -> NDArray[np.uint8]:
         """Raises PictureError."""

@@ -54,6 +54,7 @@ class Reason(StrEnum):
     NONE = ""
     LATE = "late"
     NO_FRAME = "no_frame"
+    EXPOSED_LATE = "exposed_late"  # so long after its trigger that the picture may show another part
     CAMERA = "camera"
     FRAME_SIZE = "frame_size"
     # A pulse on a wire: nobody can say which part a picture shows; see `core.binding`.

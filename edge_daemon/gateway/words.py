@@ -136,6 +136,8 @@ class ReasonCode(IntEnum):
     """Nothing says which pulse, frame and part belong together."""
     NOT_LOCATED = 116
     """The part was not found in the picture."""
+    EXPOSED_LATE = 117
+    """The picture was taken so late that it may show another part."""
     OTHER = 199
     """A word that this gateway does not know."""
 

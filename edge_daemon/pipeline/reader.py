@@ -43,6 +43,7 @@ class CameraReader:
         self._station = station
         self._views = station.views_of(camera.name)
         self._frame_wait_ns = frame_wait_ns
+        self._exposed_within_ns = round(station.config.exposed_within_ms * 1e6)
         self._clock = clock
         self._on_event = on_event
         self._fatal = fatal
@@ -201,31 +202,52 @@ class CameraReader:
             return
         self._station.camera_answers(self.name)
         if inspection is not None:
-            for view in self._views:
-                if not self._expose(inspection, view):
-                    break
+            self._take(inspection)
             self._station.camera_answers(self.name)
 
-    def _expose(self, inspection: OpenInspection, view: str) -> bool:
-        """One exposure of the part; False when there is none, and no use in another."""
-        if inspection.finished or view in inspection.outcomes:
-            return False  # a view that has failed meanwhile must not be exposed: another part may lie there
+    def _take(self, inspection: OpenInspection) -> None:
+        """All exposures of the part, and only then what takes longer: meanwhile the part moves on."""
+        taken: dict[str, Frame] = {}
+        failed: Reason | None = None
         try:
-            self._discard_old_frames()
-            asked_ns = self._clock.monotonic_ns()
-            self._camera.trigger()
-            frame = self._await_frame(inspection, asked_ns)
+            for view in self._views:
+                if inspection.finished or view in inspection.outcomes:
+                    break  # a view that has failed meanwhile must not be exposed: another part may lie there
+                frame = self._expose(inspection)
+                if isinstance(frame, Reason):
+                    failed = frame
+                    break
+                taken[view] = frame
         except FrameLost:
-            self._fail(inspection, Reason.CAMERA)
+            failed = Reason.CAMERA
             raise
+        finally:
+            for view, frame in taken.items():
+                self._station.frame_arrived(inspection, view, frame)
+            if failed is not None:
+                self._give_up(inspection, failed)
+
+    def _expose(self, inspection: OpenInspection) -> Frame | Reason:
+        """One exposure of the part, or why there is none. Raises CameraError."""
+        if self._clock.monotonic_ns() - inspection.accepted_ns > self._exposed_within_ns:
+            return Reason.EXPOSED_LATE
+        self._discard_old_frames()
+        asked_ns = self._clock.monotonic_ns()
+        self._camera.trigger()
+        frame = self._await_frame(inspection, asked_ns)
         if frame is None:
+            return Reason.NO_FRAME
+        self._sign_of_life_ns = frame.arrived_ns
+        if _exposed_at_the_latest(frame) - inspection.accepted_ns > self._exposed_within_ns:
+            return Reason.EXPOSED_LATE
+        return frame
+
+    def _give_up(self, inspection: OpenInspection, reason: Reason) -> None:
+        """The views without a frame fail. Raises CameraError when the camera that brought none is gone."""
+        if reason is Reason.NO_FRAME:
             left_ns = inspection.deadline_ns - self._clock.monotonic_ns()
             self._ask_for_a_sign_of_life(max(0, min(_DOUBT_NS, left_ns // 2)))
-            self._fail(inspection, Reason.NO_FRAME)
-            return False
-        self._sign_of_life_ns = frame.arrived_ns
-        self._station.frame_arrived(inspection, view, frame)
-        return True
+        self._fail(inspection, reason)
 
     def _discard_old_frames(self) -> None:
         """A frame that came after its trigger had given up must not be taken for the next part's."""
@@ -295,3 +317,10 @@ def _exposed_since(frame: Frame, asked_ns: int) -> bool:
     earliest_ns = asked_ns - frame.exposed_uncertainty_ns
     latest_ns = frame.arrived_ns + frame.exposed_uncertainty_ns
     return frame.arrived_ns >= asked_ns and earliest_ns <= frame.exposed_ns <= latest_ns
+
+
+def _exposed_at_the_latest(frame: Frame) -> int:
+    """Monotonic time in nanoseconds. A camera without a clock says only that it was before the arrival."""
+    if frame.exposed_ns is None:
+        return frame.arrived_ns
+    return min(frame.arrived_ns, frame.exposed_ns + frame.exposed_uncertainty_ns)

@@ -22,6 +22,8 @@ from edge_daemon.pipeline.reader import CameraReader
 from tests.unit.test_station import Line
 
 CLOCK = SystemClock()
+# A time that the camera fills in when it is triggered.
+THEN_NS = 2**61
 
 
 class ScriptedCamera:
@@ -36,6 +38,7 @@ class ScriptedCamera:
         self.answers: deque[list[Frame] | CameraError] = deque()
         self.opened = 0
         self.when_asked: Callable[[], object] | None = None
+        self.when_triggered: Callable[[], object] | None = None
         self.waited_until_ns = 0
         self.silence: deque[CameraError] = deque()
         self.set_to: dict[str, str | int | float | bool] = {"gain_db": 3.0}
@@ -52,10 +55,12 @@ class ScriptedCamera:
         self.buffer.clear()
 
     def trigger(self) -> None:
+        if self.when_triggered is not None:
+            self.when_triggered()
         answer = self.answers.popleft()
         if isinstance(answer, CameraError):
             raise answer
-        self.buffer.extend(answer)
+        self.buffer.extend(map(stamped, answer))
 
     def check(self, timeout_ns: int) -> None:  # noqa: ARG002
         if self.silence:
@@ -80,8 +85,8 @@ class ScriptedCamera:
 class Running:
     """A reader at work on a station whose work and records arrive in queues."""
 
-    def __init__(self, deadline_ms: int = 60_000, frame_wait_ns: int = 100_000_000) -> None:
-        self.line = Line(deadline_ms=deadline_ms, queue=5)
+    def __init__(self, deadline_ms: int = 60_000, frame_wait_ns: int = 100_000_000, exposures: int = 1) -> None:
+        self.line = Line(exposures=exposures, deadline_ms=deadline_ms, queue=5)
         self.frame_wait_ns = frame_wait_ns
         self.camera = ScriptedCamera()
         self.events: list[str] = []
@@ -107,9 +112,16 @@ class Running:
         )
 
 
-def fresh(frame: Frame, ahead_ns: int = 10_000_000_000) -> Frame:
-    """The same frame, arrived later than any trigger of the test."""
-    return Frame(frame.camera, frame.frame_id, frame.pixels, frame.arrived_ns + ahead_ns)
+def fresh(frame: Frame) -> Frame:
+    """The same frame, as the answer to a trigger: there as soon as it is triggered."""
+    return replace(frame, arrived_ns=THEN_NS)
+
+
+def stamped(frame: Frame) -> Frame:
+    """The frame with the times that were left to the moment of its trigger."""
+    now_ns = CLOCK.monotonic_ns()
+    arrived_ns = now_ns if frame.arrived_ns == THEN_NS else frame.arrived_ns
+    return replace(frame, arrived_ns=arrived_ns, exposed_ns=now_ns if frame.exposed_ns == THEN_NS else frame.exposed_ns)
 
 
 def raise_it(error: BaseException) -> None:
@@ -201,8 +213,7 @@ def test_a_frame_exposed_before_its_trigger_is_not_taken_however_late_it_comes(r
     late = fresh(running.camera.frame())
     late = replace(late, exposed_ns=CLOCK.monotonic_ns() - 1_000_000_000)
     jumped = replace(fresh(running.camera.frame()), exposed_ns=2**62)
-    true = fresh(running.camera.frame())
-    true = replace(true, exposed_ns=true.arrived_ns)
+    true = replace(fresh(running.camera.frame()), exposed_ns=THEN_NS)
     running.camera.answers.append([late, jumped, true])
     running.line.trigger("1")
     assert running.work.get(timeout=5).frame_id == 3
@@ -275,7 +286,7 @@ def test_a_process_that_freezes_fails_the_pending_part_in_time_and_comes_back() 
     it = Running(deadline_ms=10_000, frame_wait_ns=300_000_000)
     it.use(make_camera("top", SimulatedConfig.model_validate(table), CLOCK.monotonic_ns))
     with started(it):
-        wait_until(it.line.ready_now)
+        wait_until(lambda: "camera_connected" in it.events)
         it.line.trigger("1")
         assert it.work.get(timeout=5).frame_id == 1
         it.line.trigger("2")
@@ -286,3 +297,74 @@ def test_a_process_that_freezes_fails_the_pending_part_in_time_and_comes_back() 
         it.line.trigger("3")
         assert it.work.get(timeout=5).frame_id == 3
         assert "camera_lost" in it.events
+
+
+class Behind(SystemClock):
+    """What was accepted by this clock has waited for 101 ms by the reader's."""
+
+    def monotonic_ns(self) -> int:
+        return super().monotonic_ns() - 101_000_000
+
+
+def test_a_part_that_waited_too_long_for_its_camera_is_not_exposed(running: Running) -> None:
+    """The reader was held up by the part before; by now another one may lie there."""
+    wait_until(running.line.ready_now)
+    running.line.station._clock = Behind()
+    running.camera.answers.append([fresh(running.camera.frame())])
+    running.line.trigger("1")
+    assert running.records.get(timeout=5) == "exposed_late"
+    assert len(running.camera.answers) == 1  # nothing was exposed
+    assert running.work.empty()
+
+
+@pytest.mark.parametrize("after_ms", [5_000, None])
+def test_a_picture_exposed_too_long_after_its_trigger_is_not_judged(running: Running, after_ms: int | None) -> None:
+    """None: a camera without a clock, of which only the arrival is known."""
+    late = running.camera.frame(age_ns=-10_000_000_000)
+    exposed_ns = None if after_ms is None else late.arrived_ns - after_ms * 1_000_000
+    running.camera.answers.append([replace(late, exposed_ns=exposed_ns)])
+    running.line.trigger("1")
+    assert running.records.get(timeout=5) == "exposed_late"
+    assert running.work.empty()
+
+
+def test_an_uncertain_time_of_exposure_is_taken_at_its_latest(running: Running) -> None:
+    doubtful = replace(running.camera.frame(age_ns=-10_000_000_000), exposed_ns=THEN_NS)
+    running.camera.answers.append([replace(doubtful, exposed_uncertainty_ns=1_000_000_000)])
+    running.line.trigger("1")
+    assert running.records.get(timeout=5) == "exposed_late"
+
+
+def test_a_slow_transfer_does_not_make_a_picture_late(running: Running) -> None:
+    slow = replace(running.camera.frame(age_ns=-10_000_000_000), exposed_ns=THEN_NS)
+    running.camera.answers.append([slow])
+    running.line.trigger("1")
+    assert running.work.get(timeout=5).frame_id == slow.frame_id
+
+
+def test_every_exposure_of_a_part_is_taken_before_the_first_is_looked_at() -> None:
+    """What is done with a picture takes time, and the part moves on meanwhile."""
+    it = Running(exposures=2)
+    done: list[str] = []
+    it.camera.when_triggered = lambda: done.append("exposed")
+    it.line.station.attach(lambda work: done.append(work.view), {"top": it.reader.request}, False, lambda: None, None)
+    with started(it):
+        it.camera.answers.extend([[fresh(it.camera.frame())], [fresh(it.camera.frame())]])
+        it.line.trigger("1")
+        wait_until(lambda: len(done) == 4)
+    assert done == ["exposed", "exposed", "top", "top#2"]
+
+
+@pytest.mark.parametrize("second", [[], FrameLost("incomplete"), CameraError("cable pulled")])
+def test_what_was_taken_is_judged_and_the_part_fails_when_its_second_exposure_is_missing(
+    second: list[Frame] | CameraError,
+) -> None:
+    it = Running(exposures=2)
+    with started(it):
+        it.camera.answers.extend([[fresh(it.camera.frame())], second])
+        it.line.trigger("1")
+        assert it.work.get(timeout=5).frame_id == 1
+        inspection = next(iter(it.line.station._open.values()))
+        wait_until(lambda: "top#2" in inspection.outcomes)
+    assert inspection.outcomes["top#2"].verdict.judged is False
+    assert "top" not in inspection.outcomes
