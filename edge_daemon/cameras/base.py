@@ -58,6 +58,12 @@ class Camera(Protocol):
         that no frame is ever missed for lack of time; False when frames come in real time."""
         ...
 
+    @property
+    def overdue(self) -> bool:
+        """Whether the last `grab` returned None without knowing whether there is a frame: what it asked has not
+        answered yet. Nothing may be concluded from such a None but that time went by."""
+        ...
+
     def open(self) -> None:
         """Connect and apply settings. Raises CameraError."""
         ...

@@ -56,6 +56,10 @@ class FolderCamera:
             raise CameraError(f"camera {self._name}: has no frame {frame_id}; it has {len(self._paths)} pictures")
         return self._paths[(frame_id - 1) % len(self._paths)]
 
+    @property
+    def overdue(self) -> bool:
+        return False
+
     def open(self) -> None:
         """List the folder, and decode everything when the configuration says `preload`. Raises CameraError when
         there is no such folder, no picture in it, or more pictures than memory is given to."""

@@ -151,6 +151,10 @@ class GenicamCamera:
     def waits_for_host(self) -> bool:
         return False
 
+    @property
+    def overdue(self) -> bool:
+        return False
+
     def open(self) -> None:
         """Find the camera, take control, write and read back its settings, start the stream. Raises CameraError."""
         with self._in_use:

@@ -118,6 +118,10 @@ class IsolatedCamera:
         return self._waits_for_host
 
     @property
+    def overdue(self) -> bool:
+        return self._pending is not None
+
+    @property
     def pid(self) -> int | None:
         """The camera's process; None while there is none."""
         child = self._child

@@ -78,6 +78,10 @@ class VideoCamera:
     def waits_for_host(self) -> bool:
         return True
 
+    @property
+    def overdue(self) -> bool:
+        return False
+
     def open(self) -> None:
         """Raises CameraError when there is no such file, or no video in it."""
         if self._capture is not None:
@@ -183,6 +187,10 @@ class LiveCamera:
 
     @property
     def waits_for_host(self) -> bool:
+        return False
+
+    @property
+    def overdue(self) -> bool:
         return False
 
     def open(self) -> None:

@@ -82,6 +82,10 @@ class SimulatedCamera:
     def waits_for_host(self) -> bool:
         return self._config.rate_hz == 0 and self._pulses is None
 
+    @property
+    def overdue(self) -> bool:
+        return False
+
     def open(self) -> None:
         """Prepare the scene, once in the camera's life (some tenths of a second). Raises CameraError."""
         if self._is_open:

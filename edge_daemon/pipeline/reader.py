@@ -269,18 +269,19 @@ class CameraReader:
     def _serve_pulses(self) -> None:
         """Fetch whatever pulses brought, and only then let time decide: a part has no frame when none lies here. A
         frame that came incomplete is no interruption: the camera counted it, and its part will have none."""
-        due_ns, fetched_ns = self._station.next_pulse_ns(self.name), self._clock.monotonic_ns()
-        wait_ns = _POLL_NS if due_ns is None else min(max(0, due_ns - fetched_ns), _POLL_NS)
+        due_ns, asked_ns = self._station.next_pulse_ns(self.name), self._clock.monotonic_ns()
+        wait_ns = _POLL_NS if due_ns is None else min(max(0, due_ns - asked_ns), _POLL_NS)
         frame = self._camera.grab(wait_ns)
         if frame is None:
             self._check_when_silent()
         while frame is not None and not self._stop.is_set():
             self._sign_of_life_ns = frame.arrived_ns
             self._station.frame_of_pulse(self.name, frame)
-            fetched_ns = self._clock.monotonic_ns()
+            asked_ns = self._clock.monotonic_ns()
             frame = self._camera.grab(0)
         self._station.camera_answers(self.name)
-        self._station.pulses_fetched(self.name, fetched_ns)
+        if frame is None and not self._camera.overdue:
+            self._station.pulses_fetched(self.name, asked_ns)
         self._tell_step()
 
     def _tell_step(self) -> None:

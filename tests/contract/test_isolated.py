@@ -127,6 +127,18 @@ def test_pictures_and_identities_arrive_as_the_camera_gave_them(make: Make) -> N
     plain.close()
 
 
+def test_no_answer_is_told_from_no_frame(make: Make) -> None:
+    camera = make(rate_hz=0.01)
+    fetch(camera)
+    assert camera.grab(50 * MS) is None
+    assert not camera.overdue
+    os.kill(process_of(camera), signal.SIGSTOP)
+    assert camera.grab(MS) is None
+    assert camera.overdue
+    os.kill(process_of(camera), signal.SIGCONT)
+    wait_until(lambda: camera.grab(MS) is None and not camera.overdue)
+
+
 def test_sizes_and_formats_may_change_from_frame_to_frame(make: Make) -> None:
     faults = [{"frame": 2, "action": "wrong_size"}, {"frame": 3, "action": "wrong_format"},
               {"frame": 4, "action": "return_smaller"}]  # fmt: skip

@@ -32,6 +32,7 @@ class ScriptedCamera:
     name = "top"
     simulated = False
     waits_for_host = False
+    overdue = False
 
     def __init__(self) -> None:
         self.buffer: deque[Frame] = deque()

@@ -20,6 +20,7 @@ class WiredCamera:
     name = "top"
     simulated = False
     waits_for_host = False
+    overdue = False
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
@@ -54,7 +55,7 @@ class WiredCamera:
         self.due.append((arrived_ns, frame if what == "frame" else FrameLost("incomplete")))
 
     def grab(self, timeout_ns: int) -> Frame | None:
-        until_ns = self.clock.now + timeout_ns
+        until_ns = self.clock.now + (timeout_ns or 20 * MS if self.overdue else timeout_ns)
         if not self.due or self.due[0][0] > until_ns:
             self.clock.now = until_ns
             return None
@@ -127,6 +128,20 @@ def test_frames_that_waited_while_the_pc_was_held_up_are_handed_in_before_any_pa
     assert wire.line.outbox.records == []
     wire.run(40)
     assert wire.line.reasons() == {"1": "OK", "2": "OK"}
+
+
+def test_a_camera_that_does_not_answer_says_nothing_about_frames() -> None:
+    """Its process is held up, and the part's frame lies there: that none was given does not mean that none came."""
+    wire = Wire()
+    wire.line.trigger("1")
+    wire.camera.pulse(3)
+    held_up, wire.camera.due = wire.camera.due, deque()
+    wire.camera.overdue = True
+    wire.run(60)
+    assert wire.line.outbox.records == []
+    wire.camera.due, wire.camera.overdue = held_up, False
+    wire.run(40)
+    assert wire.line.reasons() == {"1": "OK"}
 
 
 def test_a_part_without_a_frame_is_given_up_as_soon_as_none_can_come() -> None:
