@@ -15,6 +15,7 @@ import faiss
 import zmq
 
 from edge_daemon import __version__
+from edge_daemon.artefact.signature import Trust
 from edge_daemon.artefact.store import Store
 from edge_daemon.cameras.open import make_camera
 from edge_daemon.config import Config, config_digest
@@ -187,7 +188,12 @@ class Daemon:
         )
         sessions = Sessions(options, Choices(config.engines_path))
         self._recipes = Recipes(
-            Store(config.store_path), sessions, config.engine.search, config.state_dir / "configured.json"
+            Store(config.store_path),
+            sessions,
+            config.engine.search,
+            config.state_dir / "configured.json",
+            Trust.of(config.security.trusted_signers),
+            [name for name, station in config.stations.items() if station.require_signed_recipes],
         )
         self._load_recipes()
 

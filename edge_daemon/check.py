@@ -10,10 +10,11 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from edge_daemon.artefact.signature import Trust
 from edge_daemon.artefact.store import Store
 from edge_daemon.cameras.base import Camera
 from edge_daemon.cameras.config import CameraConfig, FolderConfig, GenicamConfig, SimulatedConfig, UsbConfig
@@ -67,6 +68,7 @@ class CheckedRecipe:
     provisional: bool
     engine: str
     engine_why: str
+    signed_by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +132,14 @@ def _recipes(config: Config, ready: _Ready) -> Iterator[Finding]:
     if provider != PROVIDERS[engine.provider]:
         yield Finding("hint", f"engine.provider: {engine.provider} cannot be had here; the fallback {provider} runs")
     store = Store(config.store_path)
+    trust = Trust.of(config.security.trusted_signers)
     for station, view in _views(config):
         path = _recipe_path(store, view)
         if path is None:
             continue  # said by the check of the configuration
         try:
-            ready[station, view.name] = load_verified(path, sessions, engine.search, store.backbone)
+            asked = replace(trust, required=config.stations[station].require_signed_recipes)
+            ready[station, view.name] = load_verified(path, sessions, engine.search, store.backbone, trust=asked)
         except EdgeError as error:
             yield Finding("error", f"stations.{station}: recipe {view.recipe}: {error}")
     yield from (Finding("error", problem) for problem in store.damaged())
@@ -166,6 +170,7 @@ def _summary(config: Config, ready: _Ready) -> Iterator[CheckedRecipe]:
                 manifest.provisional,
                 ready[station, view.name].choice.engine,
                 ready[station, view.name].choice.reason,
+                str(ready[station, view.name].recipe.signed),
             )
 
 

@@ -5,6 +5,7 @@ import what they need when they run.
 """
 
 import argparse
+import faulthandler
 import io
 import json
 import logging
@@ -17,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_daemon import __version__
+from edge_daemon import __version__, logs
 from edge_daemon.errors import ConfigError, EdgeError
 from edge_daemon.journal_cli import add_journal
 from edge_daemon.threads import set_thread_environment
@@ -288,7 +289,9 @@ def _search_threads(path: Path | None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from edge_daemon.app import run
 
-    _start_log()
+    logs.start("edge-daemon")
+    # A watchdog that ends a daemon that hangs does so with SIGABRT: the log then says where each thread stood.
+    faulthandler.enable()
     return run(_config_to_run(arguments.config))
 
 
@@ -311,17 +314,6 @@ def _config_to_run(path: Path) -> "Config":
         return config
 
 
-def _start_log() -> None:
-    """Log to standard error: for people with the time, for the systemd journal with the priority instead."""
-    if "JOURNAL_STREAM" in os.environ:
-        for level, priority in ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6)):
-            logging.addLevelName(level, f"<{priority}>")  # sd-daemon(3)
-        form = "%(levelname)s%(message)s"
-    else:
-        form = "%(asctime)s %(levelname)-8s %(message)s"
-    logging.basicConfig(level=logging.INFO, format=form)
-
-
 def _check(arguments: argparse.Namespace) -> int:
     from edge_daemon.check import check
 
@@ -335,11 +327,15 @@ def _check(arguments: argparse.Namespace) -> int:
         print(
             f"✓ stations.{recipe.station}: {recipe.camera} is judged by {recipe.name} {recipe.version} "
             f"({recipe.digest[:12]}) on {recipe.provider}; OK up to {recipe.threshold:.4g}; "
-            f"search {recipe.engine} ({recipe.engine_why})"
+            f"search {recipe.engine} ({recipe.engine_why}); {_signed(recipe.signed_by)}"
         )
     errors = sum(finding.level == "error" for finding in report.findings)
     print(f"{arguments.config}: {_many(errors, 'problem')}" if errors else f"{arguments.config}: the daemon can start")
     return 0 if report.ok else 1
+
+
+def _signed(by: str) -> str:
+    return by if by == "unsigned" else f"signed by {by}"
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -430,16 +426,18 @@ def _schema(arguments: argparse.Namespace) -> int:
 
 def _recipes(arguments: argparse.Namespace) -> int:
     from edge_daemon.artefact.recipe import load_recipe
+    from edge_daemon.artefact.signature import Trust
     from edge_daemon.artefact.store import Store
     from edge_daemon.config import load_config
 
     config = load_config(arguments.config)
-    store = Store(config.store_path)
+    store, trust = Store(config.store_path), Trust.of(config.security.trusted_signers)
     rows = []
     for station, settings in config.stations.items():
         for view in settings.views:
             path = view.recipe_path or store.resolve(view.recipe).path
-            manifest = load_recipe(path, store.backbone).manifest
+            recipe = load_recipe(path, store.backbone, trust)
+            manifest = recipe.manifest
             rows.append(
                 {
                     "station": station,
@@ -449,10 +447,11 @@ def _recipes(arguments: argparse.Namespace) -> int:
                     "digest": manifest.self_sha256,
                     "threshold": manifest.thresholds.lower,
                     "provisional": manifest.provisional,
+                    "signed_by": str(recipe.signed),
                     "path": str(path),
                 }
             )
-    _print_rows(rows, arguments.json, ("station", "camera", "name", "version", "digest", "threshold"))
+    _print_rows(rows, arguments.json, ("station", "camera", "name", "version", "digest", "threshold", "signed_by"))
     return 0
 
 
@@ -499,9 +498,15 @@ def _store_import(arguments: argparse.Namespace) -> int:
 
 
 def _store_list(arguments: argparse.Namespace) -> int:
-    store = _store(arguments)
-    rows = [asdict(recipe) | {"path": str(recipe.path)} for recipe in store.list()]
-    _print_rows(rows, arguments.json, ("name", "version", "digest", "created_utc", "provisional"))
+    from edge_daemon.artefact.signature import Trust
+    from edge_daemon.config import load_config
+
+    store, trust = _store(arguments), Trust()
+    if arguments.store is None:
+        config = load_config(arguments.config, recipes_must_exist=False)
+        trust = Trust.of(config.security.trusted_signers)
+    rows = [asdict(r) | {"path": str(r.path), "signed_by": store.signed(r, trust)} for r in store.list()]
+    _print_rows(rows, arguments.json, ("name", "version", "digest", "created_utc", "provisional", "signed_by"))
     damaged = store.damaged()
     for problem in damaged:
         _say(f"edge-daemon: {problem}")

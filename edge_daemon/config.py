@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
+from edge_daemon.artefact.signature import checked_public_key
 from edge_daemon.cameras.config import CameraConfig
 from edge_daemon.errors import ConfigError
 from edge_daemon.wire.messages import Mode
@@ -70,6 +71,7 @@ def _is_ipv4_loopback(host: str) -> bool:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Endpoint = Annotated[str, AfterValidator(_local_endpoint)]
+PublicKey = Annotated[str, AfterValidator(checked_public_key)]
 Count = Annotated[int, BeforeValidator(_no_bool)]
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 HighWaterMark = Annotated[Count, Field(ge=1, le=1_000_000)]
@@ -186,6 +188,14 @@ class StoreConfig(Section):
     """The folder; `store` in the state folder by default."""
 
 
+class SecurityConfig(Section):
+    """Who is trusted."""
+
+    trusted_signers: Annotated[dict[TableName, PublicKey], Field(max_length=64)] = {}
+    """Public keys of those whose signature on a recipe counts, by name: `anna = "…="`, as `edge-export signing-key
+    --public FILE` prints them. Stations with `require_signed_recipes` judge by nothing else."""
+
+
 class ImagesConfig(Section):
     """Which pictures go out on the images socket."""
 
@@ -277,6 +287,9 @@ class StationConfig(Section):
     idle_check_s: Annotated[Number, Field(ge=0, le=60)] = 1.0
     """How often an idle station inspects a golden sample, in seconds, to prove that it could judge; it
     yields to any trigger. 0 for never."""
+    require_signed_recipes: bool = False
+    """Judge only by recipes that one of `security.trusted_signers` has signed. Any other is refused when it is
+    activated and at every start, the one that was active before included; the station is then not ready."""
     images: ImagesConfig = ImagesConfig()
     """Which pictures go out."""
 
@@ -303,6 +316,8 @@ class Config(Section):
     """Pictures kept on this PC."""
     store: StoreConfig = StoreConfig()
     """Where imported recipes are kept."""
+    security: SecurityConfig = SecurityConfig()
+    """Who is trusted."""
     cameras: Annotated[dict[TableName, CameraConfig], Field(min_length=1)]
     """The cameras, one table each."""
     stations: Annotated[dict[TableName, StationConfig], Field(min_length=1)]

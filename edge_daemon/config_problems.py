@@ -244,6 +244,7 @@ def that_do_not_fit(raw: Table) -> list[Problem]:
         *_pulse_times(raw),
         *_shared_sources(raw),
         *_timing(raw),
+        *_signers(raw),
     ]
 
 
@@ -450,6 +451,22 @@ def _timing(raw: Table) -> list[Problem]:
                     "same part; use 'software', or one station per camera",
                 )
             )
+    return found
+
+
+def _signers(raw: Table) -> list[Problem]:
+    """A station that takes signed recipes only needs somebody who signs; a key under two names would hide who did."""
+    signers = _table(_table(raw, "security"), "trusted_signers")
+    first: dict[object, str] = {}
+    found = []
+    for name, key in signers.items():
+        if isinstance(key, str) and first.setdefault(key, name) != name:
+            where: Where = ("security", "trusted_signers", name)
+            found.append(Problem(where, f"this is the key of '{first[key]}' too; every signer needs one of their own"))
+    for station, table in _table(raw, "stations").items():
+        if isinstance(table, dict) and table.get("require_signed_recipes") is True and not signers:
+            text = "no recipe could be signed for it: name who may in [security] trusted_signers"
+            found.append(Problem(("stations", station, "require_signed_recipes"), text))
     return found
 
 

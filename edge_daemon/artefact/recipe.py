@@ -1,6 +1,6 @@
 """Recipes on disk: a directory, or the same files as one `.recipe` zip for transport.
 
-Bytes in, verified objects out, in the order of the design: schema version and features, digests,
+Bytes in, verified objects out, in the order of the design: schema version and features, digests, signature,
 shapes, dtypes and finite values. The engine and the golden samples follow in `detectors.loading`.
 """
 
@@ -14,7 +14,7 @@ import stat
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from edge_daemon.artefact.manifest import (
     Manifest,
 )
 from edge_daemon.artefact.pictures import decode_picture
+from edge_daemon.artefact.signature import SIGNATURE, Signed, Trust
 from edge_daemon.errors import (
     EdgeError,
     PictureError,
@@ -50,13 +51,14 @@ MANIFEST = "recipe.json"
 BANK = "bank.safetensors"
 BACKBONE = "backbone.onnx"
 TEMPLATE = "golden/template.png"
-_FIXED_NAMES = frozenset({MANIFEST, BANK, BACKBONE, "prototypes.safetensors", "signature"})
+_FIXED_NAMES = frozenset({MANIFEST, BANK, BACKBONE, "prototypes.safetensors", SIGNATURE})
 _GOLDEN_NAME = re.compile(r"golden/[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")
 _MAX_FILES = 256
 _MAX_BYTES = 16 << 30
 _MAX_MANIFEST_BYTES = 16 << 20
 _MAX_TILED_PX = 64 << 20  # of the picture that is cut: 8000x2000 is a quarter of it
 _ZERO_DIGEST = "0" * 64
+_NOBODY_ASKS = Trust()
 _SELF_DIGEST = re.compile(rb'("self_sha256": ?")([0-9a-f]{64})(")')
 
 
@@ -77,7 +79,7 @@ class Recipe:
     """A recipe whose bytes are verified. digest: SHA-256 that names it; bank: (rows, dim) float32;
     backbone: the fused ONNX graph's bytes; projection: (backbone dim, dim) float32 that takes embeddings to the
     bank's dimensions, None where they are the backbone's; template: the golden picture that parts are located by, a
-    full frame, (H, W) or (H, W, 3) uint8, None without feature `align/1`."""
+    full frame, (H, W) or (H, W, 3) uint8, None without feature `align/1`; signed: who vouches for it."""
 
     manifest: Manifest
     bank: NDArray[np.float32]
@@ -85,6 +87,7 @@ class Recipe:
     golden: tuple[Golden, ...]
     projection: NDArray[np.float32] | None = None
     template: NDArray[np.uint8] | None = None
+    signed: Signed = field(default_factory=Signed)
 
     @property
     def digest(self) -> str:
@@ -188,7 +191,7 @@ def _check_digests(manifest: Manifest, raw: bytes, files: Mapping[str, bytes], w
     missing = sorted(set(expected) - set(files))
     if missing:
         raise RecipeUnreadable(f"{where} lacks {', '.join(missing)}: copy the recipe again")
-    extra = sorted(set(files) - set(expected) - {MANIFEST, "signature"})
+    extra = sorted(set(files) - set(expected) - {MANIFEST, SIGNATURE})
     if extra:
         raise RecipeUnreadable(f"{where} holds {', '.join(extra)}, which its manifest does not name")
     for name, digest in expected.items():
@@ -327,16 +330,21 @@ def _load_golden(manifest: Manifest, files: Mapping[str, bytes], where: str) -> 
     return tuple(golden)
 
 
-def load_recipe(path: Path, backbone_of: Callable[[str], bytes] | None = None) -> Recipe:
-    """Read and verify a recipe: schema and features, digests, shapes and values.
+def load_recipe(path: Path, backbone_of: Callable[[str], bytes] | None = None, trust: Trust = _NOBODY_ASKS) -> Recipe:
+    """Read and verify a recipe: schema and features, digests, signature, shapes and values.
 
-    path: directory or `.recipe` file; backbone_of: gives the backbone for a digest where the recipe
-    carries none. Raises the subclasses of RecipeError, each step its own.
+    path: directory or `.recipe` file; backbone_of: gives the backbone for a digest where the recipe carries none;
+    trust: whose signature counts, and whether one is needed. Raises the subclasses of RecipeError, each step its own.
     """
-    return verify_files(read_files(path), str(path), backbone_of)
+    return verify_files(read_files(path), str(path), backbone_of, trust)
 
 
-def verify_files(files: Mapping[str, bytes], where: str, backbone_of: Callable[[str], bytes] | None = None) -> Recipe:
+def verify_files(
+    files: Mapping[str, bytes],
+    where: str,
+    backbone_of: Callable[[str], bytes] | None = None,
+    trust: Trust = _NOBODY_ASKS,
+) -> Recipe:
     """As `load_recipe`, for files already in memory; `where` names them in errors."""
     raw = files[MANIFEST]
     manifest = _parse_manifest(raw, where)
@@ -349,10 +357,11 @@ def verify_files(files: Mapping[str, bytes], where: str, backbone_of: Callable[[
         raise RecipeUnreadable(f"{where} carries no backbone: load it through a store that has it")
     if sha256(backbone) != manifest.backbone.sha256:
         raise RecipeDigestError(f"{where}: the store's backbone {manifest.backbone.sha256[:12]} is damaged")
+    signed = trust.judge(files.get(SIGNATURE), manifest.self_sha256, where)
     _check_geometry(manifest, where)
     bank, projection = _load_bank(files[manifest.bank.file], manifest, where)
     golden, template = _load_golden(manifest, files, where), _load_template(manifest, files, where)
-    return Recipe(manifest, bank, backbone, golden, projection, template)
+    return Recipe(manifest, bank, backbone, golden, projection, template, signed)
 
 
 def bank_bytes(bank: NDArray[np.float32], projection: NDArray[np.float32] | None = None) -> bytes:

@@ -6,9 +6,9 @@
     incoming/                            what is being written; nobody reads it
     damaged/                             recipes that were found damaged and imported anew
 
-Nothing is changed in place. Each step is durable before the next and the last one is a rename, so that a
-reader, or a restart after a power cut, finds the old state or the new one. Writers take a lock; readers
-take none. Recipes are never removed.
+Nothing is changed in place, but for signatures, which are no part of a recipe's digest and may come later. Each
+step is durable before the next and the last one is a rename, so that a reader, or a restart after a power cut, finds
+the old state or the new one. Writers take a lock; readers take none. Recipes are never removed.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,7 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_daemon.artefact.manifest import Manifest, RecipeName, Sha256
 from edge_daemon.artefact.recipe import MANIFEST, read_files, sha256, verify_files
-from edge_daemon.errors import RecipeError, StoreError
+from edge_daemon.artefact.signature import MAX_SIGNATURE_BYTES, SIGNATURE, Trust, joined
+from edge_daemon.errors import RecipeError, RecipeSignatureError, StoreError
 
 LATEST = "latest"
 
@@ -94,7 +95,7 @@ class Store:
 
     def add(self, recipe: Path) -> StoredRecipe:
         """Verify a recipe, directory or `.recipe` file, and keep it. What is there already is left, or
-        written anew when it is damaged.
+        written anew when it is damaged; signatures that it does not have yet are taken over.
 
         Raises RecipeError when the recipe is refused and StoreError when it cannot be kept; the store is
         then as it was.
@@ -109,6 +110,8 @@ class Store:
                 _make_directory(target.parent)
                 os.rename(staged, target)
                 _sync_directory(target.parent)
+            elif SIGNATURE in files:
+                self._put_signatures(target, manifest.self_sha256, files[SIGNATURE])
         return _stored(manifest, target)
 
     def list(self) -> tuple[StoredRecipe, ...]:
@@ -167,6 +170,14 @@ class Store:
         if sha256(data) != digest:
             raise StoreError(f"the backbone {path} is damaged: import a recipe that carries it again")
         return data
+
+    def signed(self, recipe: StoredRecipe, trust: Trust) -> str:
+        """Who signed a recipe, in words for a list: names, `unsigned`, `unknown key …` or `damaged signature`. What a
+        station may run is decided when the recipe is loaded."""
+        try:
+            return str(replace(trust, required=False).judge(_signature_file(recipe.path), recipe.digest, recipe.name))
+        except (RecipeSignatureError, OSError):
+            return "damaged signature"
 
     # ------------------------------------------------------------ what a station runs
 
@@ -277,6 +288,16 @@ class Store:
         os.replace(partial, path)
         _sync_directory(path.parent)
 
+    def _put_signatures(self, target: Path, digest: str, new: bytes) -> None:
+        """Add signatures to those of a recipe that is there, by one rename."""
+        old = _signature_file(target)
+        both = joined(digest, new, old, str(target))
+        if both != old:
+            partial = self.path / "incoming" / SIGNATURE
+            _write_file(partial, both)
+            os.replace(partial, target / SIGNATURE)
+            _sync_directory(target)
+
     def _active_path(self, station: str) -> Path:
         if not _NAME.fullmatch(station):
             raise StoreError(f"{station!r} is no name of a station")
@@ -344,6 +365,15 @@ def _read_stored(path: Path) -> StoredRecipe | StoreError:
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else "its recipe.json is damaged"
         return StoreError(f"recipe {path} cannot be read ({reason}): import it again")
+
+
+def _signature_file(path: Path) -> bytes | None:
+    """A recipe's file `signature`, None where there is none."""
+    try:
+        with (path / SIGNATURE).open("rb") as file:
+            return file.read(MAX_SIGNATURE_BYTES + 1)
+    except FileNotFoundError:
+        return None
 
 
 def _age(recipe: StoredRecipe) -> tuple[str, str, str]:

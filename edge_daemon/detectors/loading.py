@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_daemon.artefact.recipe import Golden, Recipe, load_recipe
+from edge_daemon.artefact.signature import Trust
 from edge_daemon.core.decision import Evidence, Thresholds, judge_score
 from edge_daemon.detectors.base import Detector, Extractor, Features
 from edge_daemon.detectors.choosing import choose_engine
@@ -115,15 +116,16 @@ def load_verified(
     engine: str = "auto",
     backbone_of: Callable[[str], bytes] | None = None,
     progress: Callable[[str], None] | None = None,
+    trust: Trust | None = None,
 ) -> ReadyRecipe:
     """The whole load order of a recipe, directory or `.recipe` file, each step with its own error.
 
     engine: the search engine that the configuration forces; with `auto` the recipe, else what is measured here
-    (`choosing.choose_engine`). progress: called with each of `STEPS` as it is passed. Raises RecipeError's
-    subclasses, ProviderError.
+    (`choosing.choose_engine`). progress: called with each of `STEPS` as it is passed. trust: whose signature counts,
+    and whether one is needed; it is looked at before the graph is. Raises RecipeError's subclasses, ProviderError.
     """
     passed = progress or (lambda _step: None)
-    recipe = load_recipe(path, backbone_of)
+    recipe = load_recipe(path, backbone_of, trust or Trust())
     for step in STEPS[:3]:
         passed(step)
     choice = choose_engine(recipe, sessions, engine)

@@ -188,6 +188,7 @@ class ControlDesk:
                     "digest": r.digest,
                     "created_utc": r.created_utc,
                     "provisional": r.provisional,
+                    "signed_by": self._recipes.signed(r),
                 }
                 for r in stored
             ],

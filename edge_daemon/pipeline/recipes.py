@@ -3,10 +3,12 @@
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from edge_daemon.artefact.store import Store
+from edge_daemon.artefact.signature import Trust
+from edge_daemon.artefact.store import Store, StoredRecipe
 from edge_daemon.config import StationConfig
 from edge_daemon.detectors.loading import ReadyRecipe, load_verified
 from edge_daemon.engines.sessions import Sessions
@@ -18,14 +20,25 @@ class Recipes:
     """Loads recipes by digest; recipes that are the same on several stations are loaded once.
 
     engine: search engine that the configuration forces, or `auto`; configured: file that remembers what
-    the configuration named when a station was last started.
+    the configuration named when a station was last started; trust: whose signatures count; signed_only: stations that
+    take signed recipes only.
     """
 
-    def __init__(self, store: Store, sessions: Sessions, engine: str, configured: Path) -> None:
+    def __init__(
+        self,
+        store: Store,
+        sessions: Sessions,
+        engine: str,
+        configured: Path,
+        trust: Trust | None = None,
+        signed_only: Collection[str] = (),
+    ) -> None:
         self.store = store
         self._sessions = sessions
         self._engine = engine
         self._configured = configured
+        self._trust = trust or Trust()
+        self._signed_only = frozenset(signed_only)
         self._ready: dict[str, ReadyRecipe] = {}
         # Loading is slow and changes the cache: one at a time, whoever asks.
         self._lock = threading.Lock()
@@ -34,15 +47,23 @@ class Recipes:
         """Digest of a recipe given by name in the store or by path; a path is imported. Raises EdgeError."""
         return self.store.add(path).digest if path is not None else self.store.resolve(reference).digest
 
-    def load(self, digests: Mapping[str, str]) -> LiveRecipeSet:
-        """The live set for {view: recipe digest}, each recipe through the whole load order. Raises EdgeError."""
-        with self._lock:
-            return LiveRecipeSet.of({view: self._load(digest) for view, digest in digests.items()})
+    def signed(self, recipe: StoredRecipe) -> str:
+        """Who signed a recipe, in words for a list."""
+        return self.store.signed(recipe, self._trust)
 
-    def _load(self, digest: str) -> ReadyRecipe:
-        if digest not in self._ready:
+    def load(self, station: str, digests: Mapping[str, str]) -> LiveRecipeSet:
+        """The live set for {view: recipe digest}, each recipe through the whole load order. Raises EdgeError, also
+        for a recipe that nobody trusted signed where the station takes no other."""
+        trust = replace(self._trust, required=station in self._signed_only)
+        with self._lock:
+            return LiveRecipeSet.of({view: self._load(digest, trust) for view, digest in digests.items()})
+
+    def _load(self, digest: str, trust: Trust) -> ReadyRecipe:
+        ready = self._ready.get(digest)
+        # Loaded for a station that asks for no signature; it may have one by now.
+        if ready is None or (trust.required and not ready.recipe.signed.by):
             stored = self.store.by_digest(digest)
-            ready = load_verified(stored.path, self._sessions, self._engine, self.store.backbone)
+            ready = load_verified(stored.path, self._sessions, self._engine, self.store.backbone, trust=trust)
             if ready.recipe.digest != digest:
                 raise StoreError(
                     f"the store gives recipe {ready.recipe.digest[:12]} for {digest[:12]}: import it again"
@@ -71,15 +92,15 @@ class Recipes:
         remembered = self._remembered()
         active = self.store.active(station)
         if active is not None and remembered.get(station) == named and set(active.recipes) == set(digests):
-            return self.load(active.recipes)
-        live = self.load(digests)
+            return self.load(station, active.recipes)
+        live = self.load(station, digests)
         self.store.activate(station, digests)
         self._remember({**remembered, station: named})
         return live
 
     def activate(self, station: str, digests: Mapping[str, str]) -> LiveRecipeSet:
         """Verify a set and make it the station's active one on disk. Raises EdgeError; then nothing changed."""
-        live = self.load(digests)
+        live = self.load(station, digests)
         self.store.activate(station, digests)
         return live
 

@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from export.errors import ExportError
+
 DESCRIPTION = """\
 Takes a recipe through the same load order as the daemon, up to its golden samples through the live
 engine, and says which step refuses it and why. Exit status 0: it would be loaded, 1: it would not.
 
   edge-export verify --recipe bottle.recipe
+  edge-export verify --recipe bottle.recipe --signer "…="       as a station that asks for this signature
 """
 
 _TICK, _CROSS = "✓", "✗"
@@ -39,21 +42,32 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--provider", choices=("cpu", "cuda", "tensorrt"), default="cpu", help="as in the daemon's config"
     )
+    parser.add_argument(
+        "--signer", action="append", metavar="KEY", help="refuse what none of these public keys signed (repeatable)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on standard output")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Verify and print each step. Exit status 1 when a step refuses."""
+    from edge_daemon.artefact.signature import Trust, checked_public_key, key_id
     from edge_daemon.detectors.loading import STEPS, load_verified
     from edge_daemon.engines.sessions import EngineOptions, Sessions
     from edge_daemon.errors import EdgeError
 
+    try:
+        signers = [checked_public_key(key) for key in arguments.signer or ()]
+    except ValueError as exc:
+        raise ExportError(f"--signer {exc}") from exc
     passed: list[str] = []
     found: dict[str, Any] = {"recipe": str(arguments.recipe), "valid": False}
     try:
         ready = load_verified(
-            arguments.recipe, Sessions(EngineOptions(provider=arguments.provider)), progress=passed.append
+            arguments.recipe,
+            Sessions(EngineOptions(provider=arguments.provider)),
+            progress=passed.append,
+            trust=Trust({key: f"key {key_id(key)}" for key in signers}, required=bool(signers)),
         )
     except EdgeError as exc:
         # The first three steps are one call; the class of its error tells how far it came.
@@ -70,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             "provisional": manifest.provisional,
             "provider": ready.provider,
             "golden": len(ready.recipe.golden),
+            "signed_by": str(ready.recipe.signed),
         }
     found["steps"] = passed
     if arguments.json:
@@ -89,4 +104,8 @@ def _print(found: dict[str, Any], steps: tuple[str, ...]) -> None:
         print(f"The daemon refuses this recipe. Not reached: {', '.join(not_reached) or 'nothing'}.")
         return
     provisional = ", PROVISIONAL threshold" if found["provisional"] else ""
-    print(f"{found['name']} {found['version']} ({found['digest'][:12]}{provisional}) is valid on {found['provider']}")
+    print(
+        f"{found['name']} {found['version']} ({found['digest'][:12]}{provisional}) is valid on {found['provider']}; ",
+        end="",
+    )
+    print(found["signed_by"] if found["signed_by"] == "unsigned" else f"signed by {found['signed_by']}")

@@ -5,13 +5,16 @@ import os
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from test_build_recipe import load, part, put, quiet, request
 
 from edge_daemon.artefact.recipe import BACKBONE, BANK, MANIFEST, manifest_bytes, read_files, write_recipe
+from edge_daemon.artefact.signature import SIGNATURE, signature_bytes
 from edge_daemon.core.decision import judge_score
 from edge_daemon.detectors.base import judge_picture
 from export.build import build_recipe
 from export.cli import main
+from export.signing import sign
 from export.threshold import held_out_scores
 
 
@@ -199,11 +202,17 @@ def test_no_golden_sample_left_means_no_recipe(recipe, tmp_path, capsys):
     assert "no golden sample" in capsys.readouterr().err
 
 
+def signature(recipe):
+    """Of somebody, true of the recipe."""
+    digest = load(recipe).recipe.digest
+    return signature_bytes(digest, (sign(Ed25519PrivateKey.generate(), digest, "2026-11-21T08:00:00Z"),))
+
+
 def test_a_signature_does_not_survive_the_change(recipe, tmp_path, capsys):
-    write_recipe(tmp_path / "signed", {**read_files(recipe), "signature": b"of the old one"})
+    write_recipe(tmp_path / "signed", {**read_files(recipe), SIGNATURE: signature(recipe)})
     assert command(tmp_path / "signed", "--false-reject-rate", 0.05, "--out", tmp_path / "r") == 0
     assert "sign the new recipe" in capsys.readouterr().out
-    assert "signature" not in read_files(tmp_path / "r")
+    assert SIGNATURE not in read_files(tmp_path / "r")
 
 
 def test_a_damaged_recipe_gets_no_new_threshold(recipe, tmp_path, capsys):

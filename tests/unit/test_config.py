@@ -464,3 +464,31 @@ def test_a_station_cannot_take_the_name_of_the_daemons_own_status(tmp_path: Path
     problem = only_problem(tmp_path, GOOD.replace("[stations.st1]", "[stations.daemon]"))
     assert problem.startswith("stations.daemon")
     assert "is taken" in problem
+
+
+KEY = "iojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w="
+
+
+def test_trusted_signers_are_public_keys_by_name(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD + f'require_signed_recipes = true\n[security.trusted_signers]\nanna = "{KEY}"\n')
+    assert config.security.trusted_signers == {"anna": KEY}
+    assert config.stations["st2"].require_signed_recipes
+    assert not config.stations["st1"].require_signed_recipes
+
+
+@pytest.mark.parametrize("key", ['"abc"', f'"{KEY[:-1]}"', f'" {KEY}"', "7", '"anna.pub"'])
+def test_what_is_no_public_key_is_told_with_its_place(tmp_path: Path, key: str) -> None:
+    assert "security.trusted_signers.anna" in only_problem(
+        tmp_path, GOOD + f"[security.trusted_signers]\nanna = {key}\n"
+    )
+
+
+def test_a_station_that_nobody_can_sign_for_is_a_problem(tmp_path: Path) -> None:
+    problem = only_problem(tmp_path, GOOD + "require_signed_recipes = true\n")
+    assert problem.startswith("stations.st2.require_signed_recipes")
+    assert "[security] trusted_signers" in problem
+
+
+def test_one_key_under_two_names_would_hide_who_signed(tmp_path: Path) -> None:
+    text = GOOD + f'[security.trusted_signers]\nanna = "{KEY}"\nbert = "{KEY}"\n'
+    assert "the key of 'anna' too" in only_problem(tmp_path, text)
