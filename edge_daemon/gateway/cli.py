@@ -2,8 +2,8 @@
 
 import argparse
 import asyncio
+import faulthandler
 import json
-import logging
 import socket
 import sys
 import time
@@ -13,6 +13,7 @@ from typing import Final, TextIO
 
 import zmq
 
+from edge_daemon import logs
 from edge_daemon.client import connect
 from edge_daemon.errors import ConfigError, EdgeError, WireError
 from edge_daemon.gateway.config import GatewayConfig, load_config
@@ -87,7 +88,8 @@ def _run(args: argparse.Namespace, _out: TextIO) -> int:
     from edge_daemon.gateway.service import Gateway
 
     config = load_config(args.config)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logs.start("edge-gateway")
+    faulthandler.enable()
     asyncio.run(Gateway(config).run())
     return 0
 
