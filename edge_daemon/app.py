@@ -204,6 +204,7 @@ class Daemon:
             int(config.engine.batch_wait_ms * 1e6),
             self._fatal,
             _core_sharing(config.engine.search_threads or physical_cores()),
+            self._golden_told,
         )
         self._health = HealthDesk(self._compute.submit, self._emit, self._fatal)
         self._start_cameras(stack)
@@ -403,6 +404,9 @@ class Daemon:
             message=message,
         )
         self._publisher.publish_event(encode_event(event))
+
+    def _golden_told(self, station: str, name: str, message: str) -> None:
+        self._emit("alarm", station, name, message, "error" if name == "golden_failed" else "info")
 
     def _make_pictures(self, inspection: OpenInspection, record: Inspection) -> None:
         """Only for somebody: scaling and encoding take the cores that the next part needs."""

@@ -77,6 +77,7 @@ class Reason(StrEnum):
     NOT_LOCATED = "not_located"  # the part was not found where the recipe looks for it; see `core.align`
     JOB_MISMATCH = "job_mismatch"
     ENGINE = "engine"
+    GOLDEN_SAMPLE = "golden_sample"  # judged by what a golden sample has shown to be wrong; see `pipeline.golden`
     JOURNAL = "journal"
     UNPROVEN = "unproven"  # an OK whose own record does not bear it out
     RESTARTED = "restarted"

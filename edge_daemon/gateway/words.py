@@ -138,6 +138,8 @@ class ReasonCode(IntEnum):
     """The part was not found in the picture."""
     EXPOSED_LATE = 117
     """The picture was taken so late that it may show another part."""
+    GOLDEN_SAMPLE = 118
+    """A sample picture of the recipe came out wrong: nothing that was judged meanwhile counts."""
     OTHER = 199
     """A word that this gateway does not know."""
 

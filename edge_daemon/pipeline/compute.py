@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edge_daemon.artefact.recipe import Golden
 from edge_daemon.core.align import Pose
 from edge_daemon.core.clock import Clock
 from edge_daemon.core.decision import Evaluation, Evidence, Reason, Thresholds, ViewVerdict, judge_score
 from edge_daemon.detectors.base import Features, Prepared
 from edge_daemon.detectors.loading import ReadyRecipe, check_golden_features
 from edge_daemon.errors import EdgeError, NotLocatedError, PictureError
+from edge_daemon.pipeline.golden import GoldenSample
 from edge_daemon.pipeline.inspection import ViewOutcome
 from edge_daemon.pipeline.stages import Stages
 from edge_daemon.pipeline.station import Station, Work
@@ -58,9 +58,7 @@ class _GoldenExtracted:
     """The same of a golden sample of an idle station; error: what the model said instead."""
 
     station: Station
-    view: str
-    ready: ReadyRecipe
-    golden: Golden
+    sample: GoldenSample
     begun_ns: int
     features: Features | None
     error: str | None = None
@@ -71,7 +69,8 @@ class Compute:
 
     max_batch: most frames in one model run; batch_wait_ns: how long the first frame of a batch waits for
     more; fatal: told of an exception that is no EdgeError, after which every frame fails; share_cores: told before
-    each search whether the model has a frame meanwhile (see `threads.blas_limiter`).
+    each search whether the model has a frame meanwhile (see `threads.blas_limiter`); on_event: told of (station, name,
+    message) when a golden sample comes out wrong, and when it comes out right again.
     The queues are unbounded here: the stations bound them, by the triggers they let in.
     """
 
@@ -83,6 +82,7 @@ class Compute:
         batch_wait_ns: int,
         fatal: Callable[[BaseException], None],
         share_cores: Callable[[bool], None] = lambda _sharing: None,
+        on_event: Callable[[str, str, str], None] = lambda _station, _name, _message: None,
     ) -> None:
         self._stations = stations
         self._clock = clock
@@ -90,9 +90,10 @@ class Compute:
         self._batch_wait_ns = batch_wait_ns
         self._fatal = fatal
         self._share_cores = share_cores
+        self._on_event = on_event
         self._model_busy = False  # or about to be; a hint, without a lock
         self._to_model: queue.SimpleQueue[_Prepared | None] = queue.SimpleQueue()
-        self._to_search: queue.SimpleQueue[_Extracted | _GoldenExtracted | None] = queue.SimpleQueue()
+        self._to_search: queue.SimpleQueue[_Extracted | _GoldenExtracted | _Turn | None] = queue.SimpleQueue()
         self._postponed: deque[_Prepared] = deque()
         self._threads = (
             threading.Thread(target=self._guarded, args=(self._run_model,), name="model", daemon=True),
@@ -101,9 +102,12 @@ class Compute:
         self._broken = False
         # Features of 8000x2000 pixels are 400 MB: one such frame at a time between model and search.
         self._tiled_frame = threading.Semaphore(1)
-        self._golden_turn = 0
         self._golden_under_way: set[str] = set()  # stations; added by one thread, taken out by the other
         self._stages = Stages()
+        self._passes = 0  # counted by the thread of the search alone
+        self._turn_under_way = False
+        self._golden_went_wrong = False
+        self._preparing: dict[int, int] = {}  # by thread
 
     def start(self) -> None:
         for thread in self._threads:
@@ -121,6 +125,7 @@ class Compute:
         """Bring one frame to model size, in this thread, and queue it. A frame that does not fit its recipe fails
         here and now; one whose part is not where the recipe looks for it is not decidable."""
         begun = time.perf_counter()
+        self._preparing[threading.get_ident()] = self._clock.monotonic_ns()
         try:
             frame = _recipe(work).detector.prepare(work.frame.pixels)
         except NotLocatedError:
@@ -135,6 +140,20 @@ class Compute:
         else:
             self._stages.add("prepare", (time.perf_counter() - begun) * 1e3)
             self._to_model.put(_Prepared(work, frame))
+        finally:
+            self._preparing.pop(threading.get_ident(), None)
+
+    @property
+    def passes(self) -> int:
+        """What has come all the way through model and search: frames, golden samples that were judged rightly, and,
+        while neither is to be had, the turns of the two threads. This counter alone feeds the service manager's
+        watchdog: it stands still when either thread hangs, and when every golden sample comes out wrong."""
+        return self._passes
+
+    @property
+    def preparing_since_ns(self) -> int | None:
+        """Since when a camera's thread has been bringing the same frame to model size; None when none is."""
+        return min(list(self._preparing.values()), default=None)
 
     def stages_ms(self) -> dict[str, float]:
         """Median milliseconds of each stage over the last frames: prepare, model, search, boxes (of frames that
@@ -167,6 +186,7 @@ class Compute:
                     self._extract(self._batch(prepared))
                 elif not self._broken:
                     self._extract_golden()
+                    self._show_that_it_turns()
         finally:
             self._to_search.put(None)
 
@@ -248,27 +268,41 @@ class Compute:
         """One golden sample of each station that has waited long enough, as long as all of them are idle."""
         for station in self._stations:
             now = self._clock.monotonic_ns()
-            view, recipes = station.golden_due(now), station.recipes
-            if view is None or recipes is None or not self._to_model.empty() or station.name in self._golden_under_way:
+            # Asked in this order: what the search still has of a station, it must have told before the next turn.
+            if not self._to_model.empty() or station.name in self._golden_under_way:
                 continue
-            ready = recipes.views[view]
-            golden = ready.recipe.golden[self._golden_turn % len(ready.recipe.golden)]
-            self._golden_turn += 1
+            sample = station.golden_due(now)
+            if sample is None:
+                continue
+            detector = sample.ready.detector
             features, failure = None, None
             try:
-                features = ready.detector.extractor.extract(ready.detector.prepare(golden.pixels).inputs)[0]
+                features = detector.extractor.extract(detector.prepare(sample.golden.pixels).inputs)[0]
             except EdgeError as error:
                 failure = str(error)
             except Exception as error:
                 self._defect([], error)
                 return
             self._golden_under_way.add(station.name)
-            self._to_search.put(_GoldenExtracted(station, view, ready, golden, now, features, failure))
+            self._to_search.put(_GoldenExtracted(station, sample, now, features, failure))
+
+    def _show_that_it_turns(self) -> None:
+        """With no frame to judge, and no golden sample to be asked for (triggers wait for their cameras, stations are
+        halted or have no recipe), something must still show that both threads turn. It does not speak for an engine
+        that judges golden samples wrongly."""
+        if self._turn_under_way or (self._golden_went_wrong and any(station.judges for station in self._stations)):
+            return
+        self._turn_under_way = True
+        self._to_search.put(_Turn())
 
     # -- the thread of the search --------------------------------------------------------------------
 
     def _run_search(self) -> None:
         while (extracted := self._to_search.get()) is not None:
+            if isinstance(extracted, _Turn):
+                self._turn_under_way = False
+                self._passes += 1
+                continue
             if isinstance(extracted, _GoldenExtracted):
                 self._judge_golden(extracted)
                 continue
@@ -282,6 +316,7 @@ class Compute:
     def _judge(self, extracted: _Extracted) -> None:
         work = extracted.work
         if work.inspection.finished:
+            self._passes += 1  # too late for its part, but all the way
             return
         if self._broken:
             self._fail([work], Reason.ENGINE)
@@ -307,6 +342,7 @@ class Compute:
         outcome = ViewOutcome(verdict, work.frame, evidence, extracted.model_ns, extracted.features_ns, judged_ns)
         work.station.view_done(work.inspection, work.view, outcome)
         self._stages.add("record", (time.perf_counter() - judged) * 1e3)
+        self._passes += 1
 
     def _time_judgement(self, evidence: Evidence, thresholds: Thresholds, ms: float) -> None:
         """Below the pixel threshold a judgement is a search and nothing else; beyond, what it takes longer than
@@ -316,19 +352,38 @@ class Compute:
         elif (search_ms := self._stages.median("search")) is not None:
             self._stages.add("boxes", max(0.0, ms - search_ms))
 
-    def _judge_golden(self, sample: _GoldenExtracted) -> None:
-        error = sample.error
+    def _judge_golden(self, extracted: _GoldenExtracted) -> None:
+        error, sample = extracted.error, extracted.sample
         try:
-            if sample.features is not None:
+            if extracted.features is not None:
                 ready = sample.ready
-                check_golden_features(ready.recipe, ready.detector, sample.golden, sample.features)
+                check_golden_features(ready.recipe, ready.detector, sample.golden, extracted.features)
         except EdgeError as failure:
             error = str(failure)
         except Exception as failure:
             self._defect([], failure)
             return
-        sample.station.golden_done(sample.view, self._clock.monotonic_ns() - sample.begun_ns, error)
-        self._golden_under_way.discard(sample.station.name)
+        self._passes += error is None
+        self._golden_went_wrong = error is not None
+        self._tell_golden(extracted, error)
+        self._golden_under_way.discard(extracted.station.name)
+
+    def _tell_golden(self, extracted: _GoldenExtracted, error: str | None) -> None:
+        """The station first: parts that wait behind this sample are judged after it was told."""
+        station, sample = extracted.station, extracted.sample
+        news = station.golden_done(sample, self._clock.monotonic_ns() - extracted.begun_ns, error)
+        if error is not None:
+            for other in self._stations:
+                if other is not station:
+                    other.golden_failed_elsewhere(sample, error)
+        if news and error is not None:
+            self._on_event(station.name, "golden_failed", f"view {sample.view}: {error}; no part is judged meanwhile")
+        elif news:
+            self._on_event(station.name, "golden_clear", f"golden sample {sample.name} comes out right again")
+
+
+class _Turn:
+    """Nothing to judge: it goes the way of what is."""
 
 
 class _Nothing:

@@ -57,7 +57,8 @@ class OpenInspection:
     """An accepted trigger without an outcome yet. Owned by its station, changed under the station's lock.
 
     frames, outcomes, health: by the name of the view. unconfirmed: views whose frame may yet turn out to be another
-    part's; while there is one, nothing is published.
+    part's; while there is one, nothing is published. distrusted: a golden sample of its recipes came out wrong while it
+    was under way; it has no verdict.
     """
 
     result_id: str
@@ -75,4 +76,5 @@ class OpenInspection:
     outcomes: dict[str, ViewOutcome] = field(default_factory=dict)
     health: dict[str, Mapping[str, float]] = field(default_factory=dict)
     unconfirmed: set[str] = field(default_factory=set)
+    distrusted: bool = False
     finished: bool = False

@@ -26,8 +26,10 @@ from edge_daemon.core.decision import (
 )
 from edge_daemon.core.frame import Frame
 from edge_daemon.core.states import State, StationEvent, step
+from edge_daemon.detectors.loading import ReadyRecipe
 from edge_daemon.edges.journal import Intent
 from edge_daemon.errors import JournalError
+from edge_daemon.pipeline.golden import GoldenSample, GoldenTurns
 from edge_daemon.pipeline.inspection import LiveRecipeSet, OpenInspection, ViewOutcome
 from edge_daemon.pipeline.messages import Identity, inspection_message
 from edge_daemon.pipeline.pulses import advice, binding_window, reason_of
@@ -41,6 +43,12 @@ _QUANTILES_EVERY_NS = 1_000_000_000
 # A part without a frame gets its record before its deadline, not at it. Its camera's reader says so this much before
 # (or an eighth of the deadline); a reader that is stuck is not waited for beyond half of that.
 FRAME_RESERVE_NS = 50_000_000
+# A station that only a golden sample can bring back to Ready has one inspected at least this often.
+_RECOVERY_NS = 1_000_000_000
+_DISTRUSTED = (
+    "no part is judged until this sample comes out right, and it is tried again and again: look at the provider and "
+    "its driver (`edge-daemon doctor`), restart the daemon, or activate another recipe"
+)
 
 
 class Outbox(Protocol):
@@ -105,6 +113,7 @@ class Station:
         self._warnings: dict[str, str] = {}
         self._health: dict[str, Mapping[str, float]] = {}
         self._recipes: LiveRecipeSet | None = None
+        self._golden = GoldenTurns()
         self._open: dict[str, OpenInspection] = {}
         self._concluding: dict[str, int] = {}
         self._counts = dict.fromkeys(Bucket, 0)
@@ -313,7 +322,8 @@ class Station:
         self._last_inspected_ns[view] = self._clock.monotonic_ns()
 
     def _finish(self, inspection: OpenInspection, verdict: Verdict) -> None:
-        """The first terminal outcome wins; a judgement past the deadline is Failed/late, whatever it says."""
+        """The first terminal outcome wins; a judgement past the deadline is Failed/late, whatever it says, and one by
+        an engine that a golden sample has shown to be wrong is Failed too."""
         with self._lock:
             if inspection.finished:
                 self._second_outcomes += 1
@@ -321,6 +331,8 @@ class Station:
             past = self._clock.monotonic_ns() > inspection.deadline_ns
             if past and verdict.state is ResultState.COMPLETED:
                 verdict = Verdict(Evaluation.UNDEFINED, ResultState.FAILED, Reason.LATE)
+            elif inspection.distrusted and verdict.state is ResultState.COMPLETED:
+                verdict = Verdict(Evaluation.UNDEFINED, ResultState.FAILED, Reason.GOLDEN_SAMPLE)
             inspection.finished = True
             for binder in self._binders.values():
                 binder.forget(inspection.result_id)
@@ -504,7 +516,9 @@ class Station:
     def activate(self, recipes: LiveRecipeSet) -> None:
         """Judge every trigger accepted from now on by this set. Inspections under way keep theirs."""
         with self._lock:
-            self._recipes = recipes
+            before, self._recipes = self._recipes, recipes
+            for sample in self._golden.replaced(before.views if before else {}, recipes):
+                self._alarms.pop(_golden_key(sample), None)
             self._clear_alarm("recipes")
             if self._state is State.PREOPERATIONAL:
                 self._state = step(self._state, StationEvent.RECIPES_VERIFIED)
@@ -647,6 +661,13 @@ class Station:
         self._changed()
 
     @property
+    def judges(self) -> bool:
+        """Whether parts, or golden samples when there are none, are to be judged here: it has recipes and is not
+        halted."""
+        with self._lock:
+            return self._recipes is not None and self._state is not State.HALTED
+
+    @property
     def idle(self) -> bool:
         """Whether nothing is open and nothing waits for the journal."""
         with self._lock:
@@ -667,27 +688,67 @@ class Station:
 
     # -- golden samples when idle --------------------------------------------------------------------
 
-    def golden_due(self, now_ns: int) -> str | None:
-        """The view whose golden sample should be inspected now; None while a trigger is open or all are fresh."""
-        period_ns = int(self.config.idle_check_s * 1e9)
+    def golden_due(self, now_ns: int) -> GoldenSample | None:
+        """The golden sample that should be inspected now; None while a trigger is open or all views are fresh."""
         with self._lock:
+            period_ns = self._golden_period_ns()
             if period_ns == 0 or self._open or self._recipes is None or self._state is State.HALTED:
                 return None
             stalest = min(self.views, key=lambda view: self._last_inspected_ns[view])
-            return stalest if now_ns - self._last_inspected_ns[stalest] >= period_ns else None
+            if now_ns - self._last_inspected_ns[stalest] < period_ns:
+                return None
+            return self._golden.turn(stalest, self._recipes.views[stalest])
 
-    def golden_done(self, view: str, took_ns: int, error: str | None) -> None:
-        """A golden sample was inspected in `took_ns`, rightly or not. A pass in time ends the alarm `late`."""
+    def _golden_period_ns(self) -> int:
+        """How long a view may go uninspected, 0 for ever. Where nothing but a golden sample leads out of Error, it is
+        asked for also by a station that is configured to do without."""
+        configured_ns = int(self.config.idle_check_s * 1e9)
+        if self._golden.failing or "late" in self._alarms:
+            return min(configured_ns or _RECOVERY_NS, _RECOVERY_NS)
+        return configured_ns
+
+    def golden_done(self, sample: GoldenSample, took_ns: int, error: str | None) -> bool:
+        """A golden sample was inspected in `took_ns`, rightly or not; whether that is news. A pass in time ends the
+        alarm `late`. Of recipes that were replaced meanwhile nothing counts but what it says of parts under way."""
         with self._lock:
-            self._inspected(view)
             if error is not None:
-                self._raise_alarm(f"golden {view}", error)
-            else:
-                self._clear_alarm(f"golden {view}")
-                if took_ns < self.config.deadline_ms * 1e6 and "late" in self._alarms:
-                    self._late_in_a_row = 0
-                    self._clear_alarm("late")
+                self._distrust_parts(sample.ready)
+            if self._recipes is None or not _same(self._recipes.views.get(sample.view), sample.ready):
+                return False
+            self._inspected(sample.view)
+            news = self._golden_failed(sample, error) if error is not None else self._golden_passed(sample, took_ns)
         self._changed()
+        return news
+
+    def golden_failed_elsewhere(self, sample: GoldenSample, error: str) -> None:
+        """Another station's golden sample came out wrong; where a recipe is shared, so is the engine that judges."""
+        with self._lock:
+            self._distrust_parts(sample.ready)
+            own = self._recipes.views if self._recipes is not None else {}
+            views = [view for view, ready in own.items() if _same(ready, sample.ready)]
+            for view in views:
+                self._golden_failed(GoldenSample(view, own[view], sample.golden), error)
+        if views:
+            self._changed()
+
+    def _golden_failed(self, sample: GoldenSample, error: str) -> bool:
+        self._raise_alarm(_golden_key(sample), f"{error}; {_DISTRUSTED}")
+        return self._golden.failed(sample)
+
+    def _golden_passed(self, sample: GoldenSample, took_ns: int) -> bool:
+        news = self._golden.passed(sample)
+        if news:
+            self._clear_alarm(_golden_key(sample))
+        if took_ns < self.config.deadline_ms * 1e6 and "late" in self._alarms:
+            self._late_in_a_row = 0
+            self._clear_alarm("late")
+        return news
+
+    def _distrust_parts(self, ready: ReadyRecipe) -> None:
+        """Whatever is under way by this recipe gets no verdict; nothing new is accepted while the alarm stands."""
+        for inspection in self._open.values():
+            bound = inspection.recipe_set.views.values() if inspection.recipe_set else ()
+            inspection.distrusted |= any(_same(own, ready) for own in bound)
 
     # -- status --------------------------------------------------------------------------------------
 
@@ -763,6 +824,14 @@ class Station:
             self._quantiles = {name: round(float(v), 3) for name, v in zip(("p50", "p95", "p99"), values, strict=True)}
             self._quantiles_ns = now
         return self._quantiles
+
+
+def _golden_key(sample: GoldenSample) -> str:
+    return f"golden {sample.name}"
+
+
+def _same(one: ReadyRecipe | None, other: ReadyRecipe) -> bool:
+    return one is not None and one.recipe.digest == other.recipe.digest
 
 
 def _unattached(_work: Work) -> None:

@@ -16,6 +16,7 @@ from edge_daemon.detectors.base import Prepared
 from edge_daemon.edges.clock import SystemClock
 from edge_daemon.errors import EdgeError, NotLocatedError, PictureError
 from edge_daemon.pipeline.compute import Compute
+from edge_daemon.pipeline.golden import GoldenSample, GoldenTurns
 from edge_daemon.pipeline.inspection import ViewOutcome
 from edge_daemon.pipeline.station import Work
 
@@ -61,6 +62,8 @@ class FakeStation:
 
     name = "st1"
 
+    judges = True
+
     def __init__(self) -> None:
         self.outcomes: dict[int, ViewOutcome] = {}
         self.done = threading.Condition()
@@ -75,8 +78,6 @@ class FakeStation:
 
     def golden_due(self, _now_ns: int) -> None:
         return None
-
-    recipes = None
 
     def wait_for(self, count: int) -> list[ViewOutcome]:
         with self.done:
@@ -344,27 +345,46 @@ def test_a_search_that_fails_concerns_its_own_frame_alone() -> None:
         assert it.fatal == []
 
 
+def golden(file: str, expected: float = 10.0) -> Any:
+    """A sample of brightness 10, which the fake model gives as its score."""
+    pixels = np.full((4, 4, 3), 10, np.uint8)
+    return SimpleNamespace(pixels=pixels, file=file, score=expected, max_distance=expected, evaluation="OK")
+
+
+def ready_recipe(detector: FakeDetector, *samples: Any) -> Any:
+    manifest = SimpleNamespace(name="r", align=None, backbone=SimpleNamespace(precision="fp32"))
+    return SimpleNamespace(
+        recipe=SimpleNamespace(golden=samples, manifest=manifest, digest="d" * 64), detector=detector
+    )
+
+
 class IdleStation(FakeStation):
     """Wants golden samples until it had as many as asked for."""
 
-    def __init__(self, detector: FakeDetector, wanted: int) -> None:
+    def __init__(self, detector: FakeDetector, wanted: int, *samples: Any, name: str = "st1") -> None:
         super().__init__()
-        golden = SimpleNamespace(pixels=np.full((4, 4, 3), 10, np.uint8), file="g.png", score=10.0, max_distance=10.0)
-        golden.evaluation = "OK"
-        manifest = SimpleNamespace(name="r", align=None, backbone=SimpleNamespace(precision="fp32"))
-        ready = SimpleNamespace(recipe=SimpleNamespace(golden=(golden,), manifest=manifest), detector=detector)
-        self.recipes = cast(Any, SimpleNamespace(views={"top": ready}))
+        self.name = name
+        self.ready = ready_recipe(detector, *(samples or (golden("g.png"),)))
+        self.turns = GoldenTurns()
         self.wanted = wanted
         self.errors: list[str | None] = []
+        self.files: list[str] = []
+        self.elsewhere: list[str] = []
 
-    def golden_due(self, _now_ns: int) -> str | None:  # type: ignore[override]
-        return "top" if len(self.errors) < self.wanted else None
+    def golden_due(self, _now_ns: int) -> GoldenSample | None:  # type: ignore[override]
+        return self.turns.turn("top", self.ready) if len(self.errors) < self.wanted else None
 
-    def golden_done(self, _camera: str, took_ns: int, error: str | None) -> None:
+    def golden_done(self, sample: GoldenSample, took_ns: int, error: str | None) -> bool:
         assert took_ns > 0
         with self.done:
+            news = self.turns.passed(sample) if error is None else self.turns.failed(sample)
             self.errors.append(error)
+            self.files.append(sample.golden.file)
             self.done.notify_all()
+        return news
+
+    def golden_failed_elsewhere(self, sample: GoldenSample, error: str) -> None:
+        self.elsewhere.append(f"{sample.golden.file}: {error}")
 
 
 def inspect_golden(detector: FakeDetector, wanted: int = 2) -> tuple[list[str | None], list[BaseException]]:
@@ -403,6 +423,46 @@ def test_a_model_that_fails_on_a_golden_sample_is_told() -> None:
     detector = FakeDetector(FakeExtractor())
     detector.extractor.fails_at = EdgeError("the device is gone")
     assert inspect_golden(detector, wanted=1) == (["the device is gone"], [])
+
+
+def test_every_one_of_two_idle_stations_inspects_every_sample_of_its_own() -> None:
+    detector = FakeDetector(FakeExtractor())
+    samples = (golden("good.png"), golden("damaged.png"))
+    stations = [IdleStation(detector, 4, *samples, name=name) for name in ("st1", "st2")]
+    compute = Compute([cast(Any, station) for station in stations], SystemClock(), 1, 0, lambda _error: None)
+    compute.start()
+    for station in stations:
+        with station.done:
+            assert station.done.wait_for(lambda station=station: len(station.errors) >= 4, timeout=10)  # type: ignore[misc]
+    compute.close()
+    assert [station.files for station in stations] == [["good.png", "damaged.png"] * 2] * 2
+
+
+def test_a_sample_that_fails_is_told_once_everywhere_until_it_comes_out_right() -> None:
+    detector = FakeDetector(FakeExtractor())
+    station = IdleStation(detector, 3, golden("good.png"), golden("damaged.png", expected=11.0))
+    other = IdleStation(detector, 0, name="st2")
+    events: list[str] = []
+    compute = Compute(
+        [cast(Any, station), cast(Any, other)],
+        SystemClock(),
+        1,
+        0,
+        lambda _error: None,
+        on_event=lambda name, event, message: events.append(f"{name} {event}: {message}"),
+    )
+    compute.start()
+    with station.done:
+        assert station.done.wait_for(lambda: len(station.errors) >= 3, timeout=10)
+        station.ready.recipe.golden[1].score = station.ready.recipe.golden[1].max_distance = 10.0
+        station.wanted = 4
+        assert station.done.wait_for(lambda: len(station.errors) >= 4, timeout=10)
+    compute.close()
+    assert station.files == ["good.png", "damaged.png", "damaged.png", "damaged.png"]
+    assert [text.split(":")[0] for text in other.elsewhere] == ["damaged.png", "damaged.png"]
+    failed, clear = events
+    assert failed.startswith("st1 golden_failed: view top: golden sample damaged.png of r gives score 10")
+    assert clear == "st1 golden_clear: golden sample top damaged.png comes out right again"
 
 
 def test_a_golden_sample_that_cannot_be_searched_for_a_defect_of_the_program_stops_the_daemon() -> None:

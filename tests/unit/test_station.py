@@ -19,6 +19,7 @@ from edge_daemon.core.frame import Frame
 from edge_daemon.edges.journal import Intent
 from edge_daemon.engines.choice import Choice
 from edge_daemon.errors import JournalError
+from edge_daemon.pipeline.golden import GoldenSample
 from edge_daemon.pipeline.inspection import LiveRecipeSet, OpenInspection, ViewOutcome
 from edge_daemon.pipeline.messages import Identity
 from edge_daemon.pipeline.station import Acceptance, Station, Work
@@ -68,9 +69,9 @@ def live_recipes(cameras: tuple[str, ...], digest: str = "d" * 64) -> LiveRecipe
         backbone=SimpleNamespace(precision="fp32"),
         view=SimpleNamespace(um_per_px=None),
     )
-    ready = SimpleNamespace(
-        recipe=SimpleNamespace(manifest=manifest, digest=digest), provider="CPU", choice=Choice("flat", "rule")
-    )
+    golden = tuple(SimpleNamespace(file=file) for file in ("good.png", "damaged.png", "other.png"))
+    recipe = SimpleNamespace(manifest=manifest, digest=digest, golden=golden)
+    ready = SimpleNamespace(recipe=recipe, provider="CPU", choice=Choice("flat", "rule"))
     return LiveRecipeSet.of(cast(Any, dict.fromkeys(cameras, ready)))
 
 
@@ -119,6 +120,23 @@ class Line:
         evidence = Evidence(score, score, (), "exact")
         outcome = ViewOutcome(ViewVerdict(evaluation, Reason.NONE), work.frame, evidence, judged_ns=self.clock.now)
         self.station.view_done(work.inspection, work.view, outcome)
+
+    def golden(
+        self,
+        file: str = "good.png",
+        error: str | None = None,
+        took_ms: int = 5,
+        view: str = "top",
+        recipes: LiveRecipeSet | None = None,
+    ) -> bool:
+        """A golden sample was inspected, of the active recipes unless others are given."""
+        live = recipes or self.station.recipes
+        assert live is not None
+        (golden,) = (golden for golden in live.views[view].recipe.golden if golden.file == file)
+        return self.station.golden_done(GoldenSample(view, live.views[view], golden), took_ms * MS, error)
+
+    def alarm_texts(self) -> tuple[str, ...]:
+        return self.station.status("", 0.0, None, 0).alarms
 
     def publish(self) -> None:
         while self.outbox.unpublished:
@@ -331,17 +349,9 @@ def test_three_late_results_in_a_row_raise_error_until_a_golden_sample_passes_in
     status = line.station.status("", 0.0, None, 0)
     assert status.state == "Error"
     assert not status.trigger_ready
-    line.station.golden_done("top", 500 * MS, None)
+    line.golden(took_ms=500)
     assert not line.ready_now()
-    line.station.golden_done("top", 5 * MS, None)
-    assert line.ready_now()
-
-
-def test_a_golden_sample_that_comes_out_wrong_stops_the_station() -> None:
-    line = Line().ready()
-    line.station.golden_done("top", 5 * MS, "score 3 instead of 1")
-    assert not line.ready_now()
-    line.station.golden_done("top", 5 * MS, None)
+    line.golden(took_ms=5)
     assert line.ready_now()
 
 
@@ -363,14 +373,6 @@ def test_a_request_never_raises_a_setup_station_to_production() -> None:
     line = Line(mode="setup").ready()
     line.trigger(mode="production")
     assert line.requests[0][1].mode == "setup"
-
-
-def test_golden_samples_are_due_only_when_nothing_is_open() -> None:
-    line = Line(idle_check_s=1.0).ready()
-    line.clock.now += 2_000 * MS
-    assert line.station.golden_due(line.clock.now) == "top"
-    line.trigger()
-    assert line.station.golden_due(line.clock.now) is None
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -758,7 +760,7 @@ class AnyPulses(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.line.wait(1_000)
         self.line.station.expire(self.line.clock.now)
-        self.line.station.golden_done("top", 5 * MS, None)  # should three have been late
+        self.line.golden()  # should three have been late
         assert self.line.ready_now(), "silence puts it in step"
         ids = [record.trigger_id for record in self.line.outbox.records]
         assert len(ids) == len(set(ids)) == self.line.station.counters().accepted
