@@ -286,7 +286,8 @@ class StationConfig(Section):
     of the picture counts. Longer only where parts stand still until the verdict, or for streams in trials."""
     idle_check_s: Annotated[Number, Field(ge=0, le=60)] = 1.0
     """How often an idle station inspects a golden sample, in seconds, to prove that it could judge; it
-    yields to any trigger. 0 for never."""
+    yields to any trigger. 0 for never; but a station that only a golden sample brings back to Ready has one
+    inspected every second at least."""
     require_signed_recipes: bool = False
     """Judge only by recipes that one of `security.trusted_signers` has signed. Any other is refused when it is
     activated and at every start, the one that was active before included; the station is then not ready."""
