@@ -34,8 +34,13 @@ KNOWN_FEATURES = frozenset(
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^(golden/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}$")]
 RecipeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-PositiveInt = Annotated[int, Field(ge=1)]
-NaturalInt = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(pattern=r"^[^\p{C}]{0,128}$")]
+"""Printable, and short enough for every message that repeats it."""
+# The limits of the numbers are far beyond any line: they keep what a manifest says from being gigabytes of work.
+PositiveInt = Annotated[int, Field(ge=1, le=1 << 31)]
+Side = Annotated[int, Field(ge=1, le=1 << 17)]
+Place = Annotated[int, Field(ge=0, le=1 << 17)]
+Scale = Annotated[float, Field(ge=1e-6, le=1e9, allow_inf_nan=False)]
 Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -55,14 +60,14 @@ class FileRef(Part):
 class ViewPart(Part):
     """What of the frame is judged."""
 
-    frame_size: tuple[PositiveInt, PositiveInt]
+    frame_size: tuple[Side, Side]
     """Width and height of the full frame; another size is refused at run time."""
-    region: tuple[NaturalInt, NaturalInt, PositiveInt, PositiveInt] | None = None
+    region: tuple[Place, Place, Side, Side] | None = None
     """x, y, w, h of the region of interest in full-frame pixels; null for the whole frame. With feature `align/1` in
     pixels of the aligned picture."""
-    um_per_px: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    um_per_px: Scale | None = None
     """Scale, for box areas in mm²."""
-    min_defect_mm2: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    min_defect_mm2: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
     """Feature `smallest/1`: boxes of a smaller area are counted and not drawn. The image score alone decides."""
 
     @property
@@ -82,23 +87,23 @@ class PreprocessPart(Part):
     """From frame to model input; see `core.resize`."""
 
     resize: Literal["antialias", "area"]
-    size: tuple[PositiveInt, PositiveInt]
+    size: tuple[Side, Side]
     """Width and height of the picture that is judged, after any crop: the model's input, or what is cut into tiles."""
-    resize_to: tuple[PositiveInt, PositiveInt]
+    resize_to: tuple[Side, Side]
     """Width and height before the centre crop; equals `size` where there is no crop."""
 
 
 class BackbonePart(Part):
     """The fused graph: uint8 (N, H, W, 3) in, patch embeddings (N, gh, gw, D) float32 out."""
 
-    name: str
+    name: Text
     sha256: Sha256
     file: FileName | None
     """`backbone.onnx`, or null when only the store has it."""
     precision: Literal["fp32", "fp16", "int8"]
-    grid: tuple[PositiveInt, PositiveInt]
+    grid: tuple[Side, Side]
     """Cells across and down."""
-    extent: tuple[PositiveInt, PositiveInt]
+    extent: tuple[Side, Side]
     """Model pixels that the grid covers, from the upper left; more than `size` where the graph pads."""
     dim: PositiveInt
 
@@ -136,7 +141,7 @@ class PatchCorePart(Part):
     metric: Literal["euclidean", "squared_euclidean"]
     upsampling: Literal["nearest", "bilinear"]
     blur: Literal["torch_reflect", "scipy_reflect"]
-    blur_sigma_px: Finite
+    blur_sigma_px: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
     engine: Literal["auto", "certified", "flat", "numpy", "graph"] = "auto"
 
 
@@ -183,9 +188,9 @@ class HealthPart(Part):
 class AlignPart(FileRef):
     """Feature `align/1`: the file is the golden picture, a full frame, and a part is looked for by its `template`."""
 
-    template: tuple[NaturalInt, NaturalInt, PositiveInt, PositiveInt]
+    template: tuple[Place, Place, Side, Side]
     """x, y, w, h in pixels of the golden picture."""
-    shift_px: NaturalInt
+    shift_px: Place
     """How far a part may lie from the golden one, in x and in y, full-frame pixels."""
     rotation_deg: Annotated[float, Field(ge=0, le=180, allow_inf_nan=False)]
     """How far it may be turned either way."""
@@ -198,7 +203,7 @@ class AlignPart(FileRef):
 class MaskPart(Part):
     """Feature `mask/1`: what is ignored."""
 
-    grid: tuple[PositiveInt, PositiveInt]
+    grid: tuple[Side, Side]
     """Cells across and down; the whole grid where there are tiles."""
     cells: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$", max_length=4 << 20)]
     """Base64 of the ignored cells, row by row, eight to a byte; see `core.mask.pack`."""
@@ -213,9 +218,9 @@ class MaskPart(Part):
 class TilesPart(Part):
     """Feature `tiles/1`: how the picture is cut; see `core.tiles.Tiling`."""
 
-    tile: tuple[PositiveInt, PositiveInt]
+    tile: tuple[Side, Side]
     """Width and height of the backbone's input."""
-    overlap_px: NaturalInt
+    overlap_px: Place
     """The least overlap of two tiles, in pixels of the resized picture."""
 
 
@@ -232,12 +237,12 @@ class Manifest(BaseModel):
     )
 
     schema_: Annotated[Literal["edge-daemon/recipe/1"], Field(alias="schema")] = RECIPE_SCHEMA
-    required_features: tuple[str, ...]
+    required_features: Annotated[tuple[Text, ...], Field(max_length=64)]
     self_sha256: Sha256
     """SHA-256 of recipe.json itself with these 64 digits zero: the recipe's digest."""
     name: RecipeName
-    version: str
-    created_utc: str
+    version: Text
+    created_utc: Text
     detector: Literal["patchcore"]
     view: ViewPart
     preprocess: PreprocessPart
@@ -248,7 +253,7 @@ class Manifest(BaseModel):
     provisional: bool
     calibration: dict[str, Any]
     """Evidence for the thresholds: method, held-out scores, rates."""
-    golden: Annotated[tuple[GoldenPart, ...], Field(min_length=1)]
+    golden: Annotated[tuple[GoldenPart, ...], Field(min_length=1, max_length=64)]
     provenance: dict[str, Any]
     health: HealthPart | None = None
     """With feature `health/1`; left out of recipe.json without it, for versions that do not know the key."""

@@ -27,7 +27,13 @@ MIN_SIDE_PX = 8  # nothing can be inspected on less; a 1x1 picture is a fault of
 MAX_PIXELS = 128 * 1024 * 1024  # a 16k line scan of 8k lines; 20,000 x 20,000 is refused before it is decoded
 MAX_FILE_BYTES = 1 << 30
 
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # after entropy-coded data: no stuffing, no restart
+# After entropy-coded data: no stuffing, no restart. Of several fill bytes the last one counts; a pattern that took
+# them all would try each beginning of a run of them against each of its ends.
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
+# What honest writers never come near, and what keeps a small file from being minutes of work: a progressive picture
+# has about ten scans, each as much work as a whole picture; PNG writers cut at 8 KiB at the least.
+_MOST_JPEG_SCANS, _MOST_JPEG_MARKERS, _MOST_PNG_CHUNKS = 64, 65_536, 262_144
+_MOST_TIFF_TAGS, _MOST_TIFF_STRIPS = 4_096, 262_144
 _DIGITS = re.compile(r"(\d+)")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -57,8 +63,9 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     return decode_picture(data, str(path))
 
 
-def decode_picture(data: bytes, name: str) -> NDArray[np.uint8]:
-    """Decode one picture from memory. The contents decide the format, not the name.
+def decode_picture(data: bytes, name: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Decode one picture from memory. The contents decide the format, not the name. size: width and height that it
+    must have, looked at before it is decoded.
 
     Returns (H, W) for grey or (H, W, 3) RGB, uint8. 16-bit values v become round(v / 257), the full
     range; alpha is dropped; orientation tags are ignored, as a camera would. Raises PictureError naming
@@ -68,6 +75,8 @@ def decode_picture(data: bytes, name: str) -> NDArray[np.uint8]:
         raise PictureError(f"{name}: the file is empty; the copy or the recording was interrupted")
     header = _read_header(data, name)
     _check_size(header.width, header.height, name)
+    if size is not None and (header.width, header.height) != size:
+        raise PictureError(f"{name}: {header.width}x{header.height} px, it should be {size[0]}x{size[1]}")
     try:
         # UNCHANGED keeps the depth and, unlike the other flags, does not turn by EXIF.
         decoded = cv2.imdecode(np.frombuffer(header.data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -164,10 +173,13 @@ def _truncated(name: str) -> PictureError:
 
 
 def _read_png(data: bytes, name: str) -> _Header:
-    """Every chunk present with its checksum, up to IEND."""
-    view, position, kind, size = memoryview(data), len(_PNG_SIGNATURE), b"", (0, 0)
+    """Every chunk present with its checksum, up to IEND; the size first, and once."""
+    view, position, kind, size, chunks = memoryview(data), len(_PNG_SIGNATURE), b"", (0, 0), 0
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
+        chunks += 1
+        if (kind == b"IHDR") != (chunks == 1) or chunks > _MOST_PNG_CHUNKS:
+            raise PictureError(f"{name}: damaged, its chunks are in disorder; copy it again or leave it out")
         body_end = position + 8 + length
         (stated,) = struct.unpack_from(">I", data, body_end)
         if zlib.crc32(view[position + 4 : body_end]) != stated:
@@ -180,12 +192,15 @@ def _read_png(data: bytes, name: str) -> _Header:
 
 def _read_jpeg(data: bytes, name: str) -> _Header:
     """Every segment up to the end-of-image marker, which a truncated file has not."""
-    position, size = 2, None
-    while True:
+    position, size, scans = 2, None, 0
+    for _ in range(_MOST_JPEG_MARKERS):
         marker = _JPEG_MARKER.search(data, position)
         if marker is None:
             raise _truncated(name)
         code, position = marker.group(1)[0], marker.end()
+        scans += code == 0xDA
+        if scans > _MOST_JPEG_SCANS:
+            raise PictureError(f"{name}: more than {_MOST_JPEG_SCANS} scans; no camera writes that; leave it out")
         if code == 0xD9:
             break
         if code == 0x01:  # TEM stands alone
@@ -195,6 +210,8 @@ def _read_jpeg(data: bytes, name: str) -> _Header:
             height, width = struct.unpack_from(">HH", data, position + 3)
             size = (width, height)
         position += length
+    else:
+        raise PictureError(f"{name}: more than {_MOST_JPEG_MARKERS} segments; no camera writes that; leave it out")
     if size is None:
         raise PictureError(f"{name}: damaged, a JPEG without a picture in it; copy it again or leave it out")
     return _Header(size[0], size[1], data)
@@ -226,6 +243,7 @@ def _read_tiff(data: bytes, name: str) -> _Header:
         width, height = (next(_tiff_values(data, order, *tags[tag])) for tag in (256, 257))
         offsets, counts = (273, 279) if 273 in tags else (324, 325)
         _check_size(width, height, name)
+        _check_tiff_sizes(data, order, tags, tags[counts][1], name)
         places = zip(_tiff_values(data, order, *tags[offsets]), _tiff_values(data, order, *tags[counts]), strict=True)
         if any(offset + count > len(data) for offset, count in places):
             raise _truncated(name)
@@ -238,12 +256,26 @@ def _read_tiff(data: bytes, name: str) -> _Header:
     return _Header(width, height, data)
 
 
+def _check_tiff_sizes(data: bytes, order: str, tags: dict[int, tuple[int, int, int]], pieces: int, name: str) -> None:
+    """What a decoder allocates beside the picture: pieces, channels, the size of one tile."""
+    if pieces > _MOST_TIFF_STRIPS or (274 in tags and tags[274][1] != 1):
+        raise PictureError(f"{name}: damaged, the TIFF directory is in disorder; copy it again or leave it out")
+    channels = next(_tiff_values(data, order, *tags[277])) if 277 in tags else 1
+    if channels not in (1, 3, 4):
+        raise PictureError(f"{name}: {channels} channels; only grey and colour pictures can be judged")
+    if 322 in tags or 323 in tags:
+        width, height = (next(_tiff_values(data, order, *tags[tag])) for tag in (322, 323))
+        _check_size(width, height, name)
+
+
 def _tiff_directory(data: bytes, order: str) -> tuple[dict[int, tuple[int, int, int]], int]:
     """First directory: tag -> (type, count, position of its values), and the offset of the next one."""
     big = struct.unpack_from(order + "H", data, 2)[0] == 43
     start = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
     count_format, entry_format, offset_format = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
     (entries,) = struct.unpack_from(order + count_format, data, start)
+    if entries > _MOST_TIFF_TAGS:
+        raise struct.error("more tags than there are kinds of")
     position = start + struct.calcsize(order + count_format)
     inline = struct.calcsize(order + offset_format)
     tags = {}

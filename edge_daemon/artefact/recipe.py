@@ -10,13 +10,12 @@ import math
 import os
 import re
 import shutil
-import stat
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import safetensors.numpy
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
+from edge_daemon.artefact.container import read_folder, read_zip
 from edge_daemon.artefact.manifest import (
     ALIGN_FEATURE,
     HEALTH_FEATURE,
@@ -35,8 +35,8 @@ from edge_daemon.artefact.manifest import (
     TILES_FEATURE,
     Manifest,
 )
-from edge_daemon.artefact.pictures import decode_picture
-from edge_daemon.artefact.signature import SIGNATURE, Signed, Trust
+from edge_daemon.artefact.pictures import MAX_PIXELS, decode_picture
+from edge_daemon.artefact.signature import MAX_SIGNATURE_BYTES, SIGNATURE, Signed, Trust
 from edge_daemon.errors import (
     EdgeError,
     PictureError,
@@ -51,11 +51,18 @@ MANIFEST = "recipe.json"
 BANK = "bank.safetensors"
 BACKBONE = "backbone.onnx"
 TEMPLATE = "golden/template.png"
-_FIXED_NAMES = frozenset({MANIFEST, BANK, BACKBONE, "prototypes.safetensors", SIGNATURE})
 _GOLDEN_NAME = re.compile(r"golden/[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")
-_MAX_FILES = 256
-_MAX_BYTES = 16 << 30
 _MAX_MANIFEST_BYTES = 16 << 20
+_MOST_BYTES = {
+    MANIFEST: _MAX_MANIFEST_BYTES,
+    BANK: 4 << 30,
+    BACKBONE: 2 << 30,  # a protobuf cannot be larger
+    "prototypes.safetensors": 1 << 30,
+    SIGNATURE: MAX_SIGNATURE_BYTES,
+}
+_MOST_PICTURE_BYTES = 512 << 20
+_MOST_GOLDEN_BYTES = 2 << 30  # of all golden pictures, decoded
+_LONGEST_TOLD = 600
 _MAX_TILED_PX = 64 << 20  # of the picture that is cut: 8000x2000 is a quarter of it
 _ZERO_DIGEST = "0" * 64
 _NOBODY_ASKS = Trust()
@@ -99,53 +106,26 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _allowed(name: str) -> bool:
-    return name in _FIXED_NAMES or _GOLDEN_NAME.fullmatch(name) is not None
-
-
-def _read_directory(path: Path) -> dict[str, bytes]:
-    """All files of a recipe directory. Links, other files and too large ones are refused."""
-    files: dict[str, bytes] = {}
-    total = 0
-    for entry in sorted(path.rglob("*")):
-        name = entry.relative_to(path).as_posix()
-        mode = entry.lstat().st_mode
-        if stat.S_ISDIR(mode) and name == "golden":
-            continue
-        total += entry.lstat().st_size
-        if not stat.S_ISREG(mode) or not _allowed(name) or len(files) >= _MAX_FILES or total > _MAX_BYTES:
-            raise RecipeUnreadable(f"recipe {path} holds {name}, which is no part of a recipe: remove it")
-        files[name] = entry.read_bytes()
-    return files
-
-
-def _read_zip(path: Path) -> dict[str, bytes]:
-    """All files of a `.recipe` zip. Only stored (uncompressed) plain files under known names are taken."""
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        if len(entries) > _MAX_FILES or sum(e.file_size for e in entries) > _MAX_BYTES:
-            raise RecipeUnreadable(f"recipe {path} is larger than a recipe may be")
-        files: dict[str, bytes] = {}
-        for entry in entries:
-            if not _allowed(entry.filename) or entry.filename in files or entry.compress_type != zipfile.ZIP_STORED:
-                raise RecipeUnreadable(f"recipe {path} holds {entry.filename!r}, which is no part of a recipe")
-            files[entry.filename] = archive.read(entry)
-    return files
+def _most_bytes(name: str) -> int:
+    """The most bytes that a file of a recipe may have; 0 for what is no part of one."""
+    return _MOST_BYTES.get(name) or (_MOST_PICTURE_BYTES if _GOLDEN_NAME.fullmatch(name) else 0)
 
 
 def read_files(path: Path) -> dict[str, bytes]:
     """The files of a recipe, directory or zip, by name. Raises RecipeUnreadable."""
     try:
         if path.is_dir():
-            files = _read_directory(path)
+            files = read_folder(path, _most_bytes)
         elif path.exists():
-            files = _read_zip(path)
+            files = read_zip(path, _most_bytes)
         else:
             raise RecipeUnreadable(f"there is no recipe at {path}")
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise RecipeUnreadable(
-            f"recipe {path} cannot be read ({error}): it is truncated or damaged, copy it again"
+            f"recipe {path} cannot be read ({_short(error)}): it is truncated or damaged, copy it again"
         ) from error
+    except MemoryError as error:
+        raise RecipeUnreadable(f"recipe {path} is larger than the memory of this PC") from error
     if MANIFEST not in files:
         raise RecipeUnreadable(f"{path} is not a recipe: it has no {MANIFEST}")
     return files
@@ -156,22 +136,51 @@ def _parse_manifest(raw: bytes, where: str) -> Manifest:
     if len(raw) > _MAX_MANIFEST_BYTES:
         raise RecipeUnreadable(f"{where}: {MANIFEST} is larger than a manifest may be")
     try:
-        data = json.loads(raw)
+        data = json.loads(raw.decode(), parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise RecipeUnreadable(f"{where}: {MANIFEST} is not JSON ({error}): copy the recipe again") from error
+        raise RecipeUnreadable(f"{where}: {MANIFEST} is not JSON ({_short(error)}): copy the recipe again") from error
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != RECIPE_SCHEMA:
-        raise RecipeSchemaError(f"{where}: schema is {schema!r}, this version reads {RECIPE_SCHEMA!r}")
+        raise RecipeSchemaError(f"{where}: schema is {_short(schema)}, this version reads {RECIPE_SCHEMA!r}")
     features = data.get("required_features")
     if isinstance(features, list):
-        unknown = sorted(str(f) for f in features if str(f) not in KNOWN_FEATURES)
+        unknown = sorted(_short(f) for f in features if f not in _KNOWN)
         if unknown:
-            raise RecipeFeatureError(f"{where} needs {', '.join(unknown)}, which this version does not know: update it")
+            told = _short(", ".join(unknown[:5]))
+            raise RecipeFeatureError(f"{where} needs {told}, which this version does not know: update it")
     try:
-        return Manifest.model_validate_json(raw)
+        return Manifest.model_validate_json(raw, strict=True)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:10])
-        raise RecipeSchemaError(f"{where}: {MANIFEST} does not fit the schema: {problems}") from error
+        raise RecipeSchemaError(f"{where}: {MANIFEST} does not fit the schema: {_short(problems)}") from error
+
+
+_KNOWN = tuple(KNOWN_FEATURES)  # a tuple: what is asked for may be anything, also what cannot be hashed
+
+
+def _short(value: object) -> str:
+    """For a message, whatever a recipe says: text as it is, anything else as Python shows it."""
+    text = str(value) if isinstance(value, str | Exception) else repr(value)
+    return text if len(text) <= _LONGEST_TOLD else text[:_LONGEST_TOLD] + "…"
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{_short(text)} is too large for a number")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Parsers differ in which of two equal keys they believe, and one of them may be a threshold."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return found
 
 
 def manifest_digest(raw: bytes) -> str:
@@ -242,6 +251,11 @@ def _check_geometry(manifest: Manifest, where: str) -> None:
         x, y, w, h = view.region
         if x + w > width or y + h > height:
             problems.append(f"the region {view.region} leaves the frame {view.frame_size}")
+    if width * height > MAX_PIXELS or math.prod(pre.resize_to) > _MAX_TILED_PX:
+        problems.append(f"a frame of {width}x{height} px resized to {pre.resize_to} is larger than one can be judged")
+    files = [golden.file for golden in manifest.golden]
+    if len(set(files)) != len(files) or len(files) * width * height * 3 > _MOST_GOLDEN_BYTES:
+        problems.append("there are more golden pictures, or larger ones, than a recipe has; each file counts once")
     if pre.size[0] > pre.resize_to[0] or pre.size[1] > pre.resize_to[1]:
         problems.append(f"the model size {pre.size} is larger than the resized picture {pre.resize_to}")
     if manifest.tiles is not None:
@@ -308,12 +322,9 @@ def _load_template(manifest: Manifest, files: Mapping[str, bytes], where: str) -
     if manifest.align is None:
         return None
     try:
-        pixels = decode_picture(files[manifest.align.file], manifest.align.file)
+        return decode_picture(files[manifest.align.file], manifest.align.file, manifest.view.frame_size)
     except PictureError as error:
-        raise RecipeShapeError(f"{where}: the golden picture {manifest.align.file} is no picture: {error}") from error
-    if (pixels.shape[1], pixels.shape[0]) != manifest.view.frame_size:
-        raise RecipeShapeError(f"{where}: the golden picture {manifest.align.file} has not the size of the frame")
-    return pixels
+        raise RecipeShapeError(f"{where}: {manifest.align.file} is no picture of the frame: {error}") from error
 
 
 def _load_golden(manifest: Manifest, files: Mapping[str, bytes], where: str) -> tuple[Golden, ...]:
@@ -321,11 +332,9 @@ def _load_golden(manifest: Manifest, files: Mapping[str, bytes], where: str) -> 
     golden = []
     for part in manifest.golden:
         try:
-            pixels = decode_picture(files[part.file], part.file)
+            pixels = decode_picture(files[part.file], part.file, manifest.view.frame_size)
         except PictureError as error:
-            raise RecipeShapeError(f"{where}: golden sample {part.file} is no picture: {error}") from error
-        if (pixels.shape[1], pixels.shape[0]) != manifest.view.frame_size:
-            raise RecipeShapeError(f"{where}: golden sample {part.file} has not the size of the frame")
+            raise RecipeShapeError(f"{where}: golden sample {part.file} is no picture of the frame: {error}") from error
         golden.append(Golden(part.file, part.kind, pixels, part.score, part.max_distance, part.evaluation))
     return tuple(golden)
 

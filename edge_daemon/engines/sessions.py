@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.device import BoundGraph, DeviceFeatures, SearchGraphs
+from edge_daemon.engines.onnx_bytes import refuse_foreign_files
 from edge_daemon.errors import EdgeError, ProviderError, RecipeEngineError
 
 PROVIDERS = {
@@ -68,6 +69,7 @@ class OnnxExtractor:
 
     def __init__(self, model: bytes, sha256: str, options: EngineOptions) -> None:
         """Load and check the graph. Raises ProviderError, or RecipeEngineError when it is not a fused backbone."""
+        refuse_foreign_files(model)
         self._session = _open_session(model, options)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         shape = inputs[0].shape if inputs else []

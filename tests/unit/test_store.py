@@ -21,7 +21,7 @@ from edge_daemon.artefact.recipe import (
     write_recipe,
 )
 from edge_daemon.artefact.store import Store, recipe_set_digest
-from edge_daemon.errors import RecipeDigestError, RecipeUnreadable, StoreError
+from edge_daemon.errors import RecipeDigestError, RecipeSchemaError, RecipeUnreadable, StoreError
 
 BACKBONE = b"stands for an ONNX graph"
 
@@ -219,12 +219,18 @@ def test_names_that_lead_out_of_the_recipe_are_refused(store: Store, tmp_path: P
     assert not list(tmp_path.rglob("owned"))
 
 
-@pytest.mark.parametrize("version", ["../../../owned", "..", "/etc", "", "a\0b", "x" * 5000, "\n"])
+@pytest.mark.parametrize("version", ["../../../owned", "..", "/etc", "", "x" * 128])
 def test_a_version_is_never_a_path(store: Store, recipe: Callable[..., Path], version: str) -> None:
     stored = store.add(recipe(version=version))
     assert stored.path.resolve().parent == (store.path / "recipes" / "bottle").resolve()
     assert stored.version == version
     assert store.find("bottle", stored.digest) == stored
+
+
+@pytest.mark.parametrize("version", ["a\0b", "\n", "\x1b[2J", "x" * 129])
+def test_a_version_that_no_message_could_repeat_is_refused(recipe: Callable[..., Path], version: str) -> None:
+    with pytest.raises(RecipeSchemaError):
+        recipe(version=version)
 
 
 @pytest.mark.parametrize("station", ["../st1", "", "a/b", ".hidden", "st 1", "st1\n", "x" * 65])
