@@ -7,16 +7,18 @@ status       1   per topic; a newer one replaces one that has not gone out yet: 
 images      32   the oldest is dropped, counted; verdicts never wait for a picture
 """
 
+import contextlib
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import zmq
 
-from edge_daemon.edges.sockets import Secure, Wake, bind
+from edge_daemon.edges.door import Door, OpenDoor
+from edge_daemon.edges.sockets import Wake, bind
 from edge_daemon.errors import EdgeError
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,10 @@ EVENTS_QUEUE: Final = 1_000
 IMAGES_QUEUE: Final = 32
 # Subscribers send subscriptions and nothing else.
 _MAX_SUBSCRIPTION_BYTES: Final = 1024
+# Of one connection; an ordinary reader has a handful, and each costs memory.
+_MOST_SUBSCRIPTIONS: Final = 256
+# Connections whose subscriptions are counted; past it the count begins anew for all.
+_CONNECTIONS_KEPT: Final = 4_096
 
 Frames = Sequence[bytes]
 
@@ -74,11 +80,20 @@ class PublisherStats:
     status_replaced: int = 0
 
 
+@dataclass(slots=True)
+class _Channel:
+    """by_connection: subscriptions that a connection has ever made."""
+
+    name: str
+    stats: ChannelStats
+    by_connection: Counter[int] = field(default_factory=Counter)
+
+
 class Publisher:
     """Three bound XPUB sockets, owned by one thread; every `publish_...` may be called from any thread and only
     queues. False means not taken.
 
-    secure:   called on each socket before it is bound
+    door:     who may subscribe; asked for each subscription
     on_fatal: told when the thread ends in a way nobody foresaw
 
     A subscriber that does not read fills its own queue in ZeroMQ and then loses messages; the others do not notice.
@@ -89,12 +104,12 @@ class Publisher:
         context: zmq.Context[zmq.Socket[bytes]],
         config: PublisherConfig,
         *,
-        secure: Secure | None = None,
+        door: Door | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
     ) -> None:
         self._context = context
         self._config = config
-        self._secure = secure
+        self._door = door or OpenDoor()
         self._on_fatal = on_fatal
         self._lock = threading.Lock()  # guards everything below
         self._results: deque[Frames] = deque()
@@ -112,14 +127,14 @@ class Publisher:
             raise EdgeError("the publisher is open already")
         config = self._config
         wanted = (
-            (config.results, config.results_hwm),
-            (config.images, config.images_hwm),
-            (config.status, config.status_hwm),
+            ("results", config.results, config.results_hwm),
+            ("images", config.images, config.images_hwm),
+            ("status", config.status, config.status_hwm),
         )
         sockets: list[zmq.Socket[bytes]] = []
         endpoints: list[str] = []
         try:
-            for endpoint, high_water_mark in wanted:
+            for name, endpoint, high_water_mark in wanted:
                 socket, bound = bind(
                     self._context,
                     zmq.XPUB,
@@ -127,7 +142,8 @@ class Publisher:
                     high_water_mark=high_water_mark,
                     max_message_bytes=_MAX_SUBSCRIPTION_BYTES,
                     linger_ms=config.linger_ms,
-                    secure=self._secure,
+                    name=name,
+                    door=self._door,
                 )
                 sockets.append(socket)
                 endpoints.append(bound)
@@ -235,9 +251,9 @@ class Publisher:
     def _serve(self, sockets: list[zmq.Socket[bytes]], wake: Wake) -> None:
         results_socket, images_socket, status_socket = sockets
         channels = {
-            results_socket: self._stats.results,
-            images_socket: self._stats.images,
-            status_socket: self._stats.status,
+            results_socket: _Channel("results", self._stats.results),
+            images_socket: _Channel("images", self._stats.images),
+            status_socket: _Channel("status", self._stats.status),
         }
         poller = zmq.Poller()
         for pollable in (*sockets, wake.fileno()):
@@ -246,7 +262,7 @@ class Publisher:
         while True:
             for ready, _ in poller.poll(0 if more else None):
                 if ready in channels:
-                    self._count_subscriptions(ready, channels[ready])
+                    self._take_subscriptions(ready, channels[ready])
             wake.clear()
             with self._lock:
                 running = self._running
@@ -267,15 +283,35 @@ class Publisher:
             if not running and not more:
                 return
 
-    def _count_subscriptions(self, socket: zmq.Socket[bytes], stats: ChannelStats) -> None:
-        """Subscriptions arrive as messages, 1 or 0 and the topic; libzmq has acted on them already."""
+    def _take_subscriptions(self, socket: zmq.Socket[bytes], channel: "_Channel") -> None:
+        """Subscriptions arrive as messages, 1 or 0 and the topic, and take effect by what is done here."""
         try:
             while True:
-                message = socket.recv_multipart(zmq.DONTWAIT)[0]
+                frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
+                message = frames[0].bytes
+                change = {b"\x01": 1, b"\x00": -1}.get(message[:1], 0)
                 with self._lock:
-                    stats.subscriptions += {b"\x01": 1, b"\x00": -1}.get(message[:1], 0)
+                    channel.stats.subscriptions += change
+                may = change == -1 or self._may_subscribe(channel, frames[-1])
+                if change and may:
+                    with contextlib.suppress(zmq.ZMQError):  # the subscriber has gone
+                        socket.setsockopt(zmq.SUBSCRIBE if change == 1 else zmq.UNSUBSCRIBE, message[1:])
         except zmq.Again:
             return
+
+    def _may_subscribe(self, channel: "_Channel", frame: zmq.Frame) -> bool:
+        """Whatever else is sent here counts like a subscription: nobody has a reason to send it."""
+        visitor = self._door.visitor(channel.name, frame)
+        if visitor is None:
+            return False
+        if len(channel.by_connection) > _CONNECTIONS_KEPT:
+            channel.by_connection.clear()
+        channel.by_connection[visitor.connection] += 1
+        if channel.by_connection[visitor.connection] <= _MOST_SUBSCRIPTIONS:
+            return True
+        del channel.by_connection[visitor.connection]
+        self._door.cut(visitor, f"more than {_MOST_SUBSCRIPTIONS} subscriptions on {channel.name}")
+        return False
 
     def _send(self, socket: zmq.Socket[bytes], frames: Frames, stats: ChannelStats) -> None:
         """To every subscriber with room. With NODROP libzmq refuses the whole message when one has none (xpub.cpp

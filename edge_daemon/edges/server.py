@@ -1,21 +1,26 @@
 """Requests and answers over ROUTER sockets: triggers, control and replay, each with a thread of its own.
 
-Limits and what happens at them: at most `max_outstanding` requests without an answer, more are refused with `busy`;
-the last `remembered` answers are kept for clients that repeat a request; a frame longer than `max_request_bytes`
-ends its connection; more than four frames are no request.
+Limits and what happens at them: at most `max_outstanding` requests without an answer, of one client at most
+`max_outstanding_per_client`, more are refused with `busy`; more than `max_per_s` a second of one client are refused
+with `too_fast`, and whoever goes on all the same is cut off; the last `remembered` answers are kept for clients that
+repeat a request; a frame longer than `max_request_bytes` ends its connection; more than four frames are no request; an
+answer that its client does not read is dropped. All are counted.
 """
 
 import hashlib
 import logging
 import threading
-from collections import OrderedDict, deque
+import time
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 import zmq
 
-from edge_daemon.edges.sockets import Secure, Wake, bind
+from edge_daemon.edges.allowance import Allowance, Ruling
+from edge_daemon.edges.door import Door, OpenDoor, Peer, Visitor
+from edge_daemon.edges.sockets import Wake, bind
 from edge_daemon.errors import EdgeError, WireError
 from edge_daemon.wire.codec import (
     decode_control_request,
@@ -40,6 +45,21 @@ Q = TypeVar("Q", TriggerRequest, ControlRequest, ReplayRequest)
 A = TypeVar("A", TriggerReply, ControlReply, ReplayReply)
 
 _MOST_FRAMES: Final = 4
+# Clients whose rate is known; the one that has been silent longest is forgotten first.
+_CLIENTS_KEPT: Final = 1_024
+# Requests of a flood that are thrown away before the next look at answers that wait.
+_THROWN_AT_ONCE: Final = 500
+# What a flood left unread still arrives after its connection was ended, and is no reason to end another one.
+_CUT_AGAIN_NS: Final = 1_000_000_000
+_WARN_EVERY_NS: Final = 10_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a client may not ask this. code: for programs; message: for people."""
+
+    code: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +108,10 @@ class ServerStats:
     requests: int
     malformed: int
     refused_busy: int
+    refused_too_fast: int
+    refused_forbidden: int
+    thrown_away: int
+    answers_not_read: int
     repeated: int
     failed: int
     outstanding: int
@@ -95,9 +119,12 @@ class ServerStats:
 
 @dataclass(slots=True, eq=False)
 class _Call(Generic[Q]):
-    """One request between arrival and answer. `envelope`: the frames before the body, as they came."""
+    """One request between arrival and answer. `envelope`: the frames before the body, as they came. `client`: its key,
+    or the routing id where none is used."""
 
     envelope: list[bytes]
+    visitor: Visitor
+    client: bytes
     request: Q
     digest: bytes
     answered: bool = False
@@ -110,6 +137,8 @@ class RequestServer(Generic[Q, A]):
     any thread, then or later, once: further calls change nothing. The fields of the answer that say which request
     it answers are filled in here. An EdgeError from `handle` becomes an answer with code `refused`, any other
     exception one with `internal`.
+    admit(peer, request): asked before `handle`, in the server's thread; a Refusal is the answer
+    ended(peer, request, answer): told of the one answer of each request that was decoded, refusals for rate apart
     """
 
     def __init__(
@@ -120,11 +149,15 @@ class RequestServer(Generic[Q, A]):
         handle: Callable[[Q, Callable[[A], None]], None],
         *,
         max_outstanding: int = 64,
+        max_outstanding_per_client: int | None = None,
+        max_per_s: float = 2_000,
         max_request_bytes: int = 65_536,
         remembered: int = 1_024,
         high_water_mark: int = 1_000,
         linger_ms: int = 1_000,
-        secure: Secure | None = None,
+        door: Door | None = None,
+        admit: Callable[[Peer, Q], Refusal | None] | None = None,
+        ended: Callable[[Peer, Q, A], None] | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
     ) -> None:
         self._context = context
@@ -132,22 +165,30 @@ class RequestServer(Generic[Q, A]):
         self._dialogue: Dialogue[Q, A] = dialogue
         self._handle: Callable[[Q, Callable[[A], None]], None] = handle
         self._max_outstanding = max_outstanding
+        self._max_outstanding_per_client = max_outstanding_per_client or max_outstanding
+        self._max_per_s = max_per_s
         self._max_request_bytes = max_request_bytes
         self._remembered = remembered
         self._high_water_mark = high_water_mark
         self._linger_ms = linger_ms
-        self._secure = secure
+        self._door = door or OpenDoor()
+        self._admit: Callable[[Peer, Q], Refusal | None] | None = admit
+        self._ended: Callable[[Peer, Q, A], None] | None = ended
         self._on_fatal = on_fatal
         self._lock = threading.Lock()  # guards _replies, _running, _wake and the counters
         self._replies: deque[tuple[_Call[Q], A]] = deque()
         self._running = False
         self._wake: Wake | None = None
         self._thread: threading.Thread | None = None
-        self._counts = {"requests": 0, "malformed": 0, "refused_busy": 0, "repeated": 0, "failed": 0}
+        self._counts = {name: 0 for name in ServerStats.__slots__ if name != "outstanding"}
         # These belong to the thread.
         self._open_calls: set[_Call[Q]] = set()
-        self._calls_by_id: dict[tuple[bytes, str], _Call[Q]] = {}
-        self._answers: OrderedDict[tuple[bytes, str], tuple[bytes, bytes]] = OrderedDict()
+        self._open_by_client: Counter[bytes] = Counter()
+        self._calls_by_id: dict[tuple[bytes, bytes, str], _Call[Q]] = {}
+        self._answers: OrderedDict[tuple[bytes, bytes, str], tuple[bytes, bytes]] = OrderedDict()
+        self._allowances: OrderedDict[bytes, Allowance] = OrderedDict()
+        self._cut_ns: dict[bytes, int] = {}
+        self._warned_ns: int | None = None
 
     def open(self) -> str:
         """Binds and starts; the endpoint that was bound. Raises EndpointError."""
@@ -160,7 +201,8 @@ class RequestServer(Generic[Q, A]):
             high_water_mark=self._high_water_mark,
             max_message_bytes=self._max_request_bytes,
             linger_ms=self._linger_ms,
-            secure=self._secure,
+            name=self._dialogue.name,
+            door=self._door,
         )
         wake = Wake()
         with self._lock:
@@ -231,14 +273,52 @@ class RequestServer(Generic[Q, A]):
                     self._refuse(socket, call, "stopped", "the daemon is stopping")
                 return
             if socket in events:
-                self._receive(socket)
+                for _ in range(_THROWN_AT_ONCE):
+                    if self._receive(socket):
+                        break
 
-    def _receive(self, socket: zmq.Socket[bytes]) -> None:
-        """One request, so that answers never wait behind a flood of questions."""
-        frames = _receive_frames(socket)
-        if not frames:
-            return
+    def _receive(self, socket: zmq.Socket[bytes]) -> bool:
+        """One request, so that answers never wait behind a flood of questions. False: it was thrown away."""
+        try:
+            frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
+        except zmq.Again:
+            return True
+        visitor = self._door.visitor(self._dialogue.name, frames[-1])
+        if visitor is None:
+            self._count("refused_forbidden")
+            return False
+        routing_id = frames[0].bytes
+        client = visitor.key or routing_id
+        ruling = self._ruling(client)
+        if ruling is Ruling.DROP:
+            self._throw_away(client, visitor)
+            return False
         self._count("requests")
+        # Of a message with too many frames only as many as are needed to refuse it.
+        self._take(socket, [frame.bytes for frame in frames[:_MOST_FRAMES]], visitor, client, ruling)
+        return True
+
+    def _ruling(self, client: bytes) -> Ruling:
+        now_ns = time.monotonic_ns()
+        allowance = self._allowances.get(client)
+        if allowance is None:
+            allowance = self._allowances[client] = Allowance.full(self._max_per_s, now_ns)
+            while len(self._allowances) > _CLIENTS_KEPT:
+                forgotten, _ = self._allowances.popitem(last=False)
+                self._cut_ns.pop(forgotten, None)
+        self._allowances.move_to_end(client)
+        return allowance.take(now_ns)
+
+    def _throw_away(self, client: bytes, visitor: Visitor) -> None:
+        self._count("thrown_away")
+        now_ns = time.monotonic_ns()
+        if now_ns - self._cut_ns.get(client, -_CUT_AGAIN_NS) >= _CUT_AGAIN_NS:
+            self._cut_ns[client] = now_ns
+            self._door.cut(visitor, f"more than {2 * self._max_per_s:g} requests a second on {self._dialogue.name}")
+
+    def _take(
+        self, socket: zmq.Socket[bytes], frames: list[bytes], visitor: Visitor, client: bytes, ruling: Ruling
+    ) -> None:
         # A REQ socket puts an empty frame before the body, a DEALER does not have to.
         envelope, body = (frames[:2], frames[2:]) if len(frames) > 2 and not frames[1] else (frames[:1], frames[1:])
         try:
@@ -251,10 +331,16 @@ class RequestServer(Generic[Q, A]):
             body_out = encode_request(refusal.model_copy(update={"request_id": _request_id(body)}))
             self._send(socket, envelope, body_out)
             return
-        self._take_up(socket, _Call(envelope, request, hashlib.sha256(body[0]).digest()))
+        call = _Call(envelope, visitor, client, request, hashlib.sha256(body[0]).digest())
+        if ruling is Ruling.REFUSE:
+            self._count("refused_too_fast")
+            text = f"more than {self._max_per_s:g} requests a second; who goes on like this is cut off"
+            self._refuse(socket, call, "too_fast", text)
+        else:
+            self._take_up(socket, call)
 
     def _take_up(self, socket: zmq.Socket[bytes], call: _Call[Q]) -> None:
-        key = (call.envelope[0], call.request.request_id)
+        key = _key(call)
         known = self._calls_by_id.get(key)
         answer = self._answers.get(key)
         if known is not None or answer is not None:
@@ -267,14 +353,34 @@ class RequestServer(Generic[Q, A]):
             elif answer is not None:
                 self._send(socket, call.envelope, answer[1])
             return
-        if len(self._open_calls) >= self._max_outstanding:
+        if refusal := self._too_many(call):
             self._count("refused_busy")
-            self._refuse(socket, call, "busy", f"{self._max_outstanding} requests wait already; try again")
+            self._refuse(socket, call, "busy", refusal)
+            return
+        if self._admit is not None and (forbidden := self._admit(call.visitor.peer, call.request)) is not None:
+            self._count("refused_forbidden")
+            self._refuse(socket, call, forbidden.code, forbidden.message)
             return
         self._open_calls.add(call)
+        self._open_by_client[call.client] += 1
         if call.request.request_id:
             self._calls_by_id[key] = call
         self._start(socket, call)
+
+    def _too_many(self, call: _Call[Q]) -> str:
+        if len(self._open_calls) >= self._max_outstanding:
+            return f"{self._max_outstanding} requests wait already; try again"
+        if self._open_by_client[call.client] >= self._max_outstanding_per_client:
+            return f"{self._max_outstanding_per_client} requests of yours wait already; wait for their answers"
+        return ""
+
+    def _close_call(self, call: _Call[Q]) -> None:
+        call.answered = True
+        if call in self._open_calls:
+            self._open_calls.discard(call)
+            self._open_by_client[call.client] -= 1
+            if not self._open_by_client[call.client]:
+                del self._open_by_client[call.client]
 
     def _start(self, socket: zmq.Socket[bytes], call: _Call[Q]) -> None:
         try:
@@ -302,14 +408,15 @@ class RequestServer(Generic[Q, A]):
             log.exception("the answer to %s request %r cannot be written", self._dialogue.name, call.request.request_id)
             self._fail(socket, call, "the answer cannot be written, although the command may have run")
             return
-        call.answered = True
-        self._open_calls.discard(call)
+        self._close_call(call)
         if call.request.request_id:
-            key = (call.envelope[0], call.request.request_id)
+            key = _key(call)
             self._calls_by_id.pop(key, None)
             self._answers[key] = (call.digest, body)
             while len(self._answers) > self._remembered:
                 self._answers.popitem(last=False)
+        if self._ended is not None:
+            self._ended(call.visitor.peer, call.request, answer)
         self._send(socket, call.envelope, body)
 
     def _fail(self, socket: zmq.Socket[bytes], call: _Call[Q], message: str) -> None:
@@ -318,31 +425,30 @@ class RequestServer(Generic[Q, A]):
 
     def _refuse(self, socket: zmq.Socket[bytes], call: _Call[Q], code: str, message: str) -> None:
         """Without remembering: the same request may be asked again."""
-        call.answered = True
-        self._open_calls.discard(call)
+        was_open = call in self._open_calls
+        self._close_call(call)
         refusal = self._dialogue.refuse(code, message).model_copy(update=self._dialogue.echo(call.request))
+        if was_open and self._ended is not None:
+            self._ended(call.visitor.peer, call.request, refusal)
         self._send(socket, call.envelope, encode_request(refusal))
 
     def _send(self, socket: zmq.Socket[bytes], envelope: list[bytes], body: bytes) -> None:
         """A client that has gone, or reads nothing, loses its answer; it can ask again with the same id."""
         try:
             socket.send_multipart([*envelope, body], zmq.DONTWAIT)
-        except zmq.Again:
-            log.warning("an answer of %s is dropped: the client does not read", self._dialogue.name)
+        except zmq.ZMQError as exc:
+            if exc.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            self._count("answers_not_read")
+            now_ns = time.monotonic_ns()
+            if self._warned_ns is None or now_ns - self._warned_ns > _WARN_EVERY_NS:
+                self._warned_ns = now_ns
+                log.warning("an answer of %s is dropped: its client has gone, or does not read", self._dialogue.name)
 
 
-def _receive_frames(socket: zmq.Socket[bytes]) -> list[bytes]:
-    """The frames of one message; of a longer one only as many as are needed to refuse it."""
-    frames: list[bytes] = []
-    try:
-        while True:
-            frame = socket.recv(zmq.DONTWAIT)
-            if len(frames) < _MOST_FRAMES:
-                frames.append(frame)
-            if not socket.getsockopt(zmq.RCVMORE):
-                return frames
-    except zmq.Again:
-        return []
+def _key(call: _Call[Q]) -> tuple[bytes, bytes, str]:
+    """A request id is its client's own: nobody gets the answer to another's by guessing it."""
+    return call.visitor.key, call.envelope[0], call.request.request_id
 
 
 def _request_id(body: list[bytes]) -> str:

@@ -14,6 +14,7 @@ import zmq
 from wire_kit import inspection, not_ok
 
 from edge_daemon.client import ControlClient, NoAnswerError, RefusedError, Subscriber, TriggerClient
+from edge_daemon.edges.door import OpenDoor
 from edge_daemon.edges.publisher import IMAGES_QUEUE, Endpoints, Publisher, PublisherConfig
 from edge_daemon.edges.server import CONTROL, TRIGGERS, RequestServer
 from edge_daemon.edges.sockets import EndpointError
@@ -308,16 +309,17 @@ def test_a_port_in_use_is_said(context: zmq.Context[zmq.Socket[bytes]]) -> None:
         Publisher(context, config(images=at.results)).open()
 
 
-def test_sockets_can_be_secured_before_they_are_bound(context: zmq.Context[zmq.Socket[bytes]]) -> None:
-    seen: list[bytes] = []
+def test_sockets_can_be_guarded_before_they_are_bound(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    seen: list[tuple[str, bytes]] = []
 
-    def secure(socket: zmq.Socket[bytes]) -> None:
-        seen.append(socket.getsockopt(zmq.LAST_ENDPOINT))
+    class Noting(OpenDoor):
+        def guard(self, name: str, socket: zmq.Socket[bytes]) -> None:
+            seen.append((name, socket.getsockopt(zmq.LAST_ENDPOINT)))
 
-    publisher = Publisher(context, config(), secure=secure)
+    publisher = Publisher(context, config(), door=Noting())
     publisher.open()
     publisher.close()
-    assert seen == [b"", b"", b""]
+    assert seen == [("results", b""), ("images", b""), ("status", b"")]
 
 
 # --- subscriber against the real publisher ------------------------------------------------------------------------
