@@ -190,7 +190,7 @@ Effect = AskDaemon | Note
 @dataclass(slots=True)
 class OpenPart:
     """A trigger under way, and what was true when it came. raised_ns: monotonic; after_seq: the daemon's last record
-    before it; cameras: those of the station; result_id and attempt: of the daemon's answer, None before it."""
+    before it; views, cameras: those of the station; result_id and attempt: of the daemon's answer, None before it."""
 
     acquisition_id: int
     trigger_id: str
@@ -198,6 +198,7 @@ class OpenPart:
     job: Job | None
     boot: tuple[int, str]
     recipe_set: str
+    views: tuple[str, ...]
     cameras: frozenset[str]
     after_seq: int
     raised_ns: int
@@ -240,7 +241,7 @@ def objection(part: OpenPart, record: Inspection, settings: DialogueSettings, no
         return ReasonCode.RECIPE_SET
     if part.job is not None and any(view.recipe is None or view.recipe.name != part.job.name for view in record.views):
         return ReasonCode.JOB
-    if len(record.views) != len(part.cameras) or {view.camera for view in record.views} != part.cameras:
+    if not each_view_once(part, record):
         return ReasonCode.VIEWS
     if record.provisional and not settings.accept_provisional:
         return ReasonCode.PROVISIONAL
@@ -264,6 +265,18 @@ def same_recipes(part: OpenPart, record: Inspection) -> bool:
     pinned = part.job.recipe_set if part.job is not None else None
     same = bool(record.recipe_set) and record.recipe_set == part.recipe_set
     return same and (pinned is None or record.recipe_set == pinned)
+
+
+def each_view_once(part: OpenPart, record: Inspection) -> bool:
+    """Whether the record has every view that the station had at the trigger, and each once. A camera may take several;
+    a daemon that does not name its views proves nothing."""
+    named = sorted(view.view for view in record.views)
+    return (
+        named == sorted(part.views)
+        and len(set(named)) == len(named) > 0
+        and all(named)
+        and {view.camera for view in record.views} == part.cameras
+    )
 
 
 def bears_itself_out(record: Inspection) -> bool:
@@ -537,6 +550,7 @@ class Dialogue:
             job=job,
             boot=(status.boot, status.boot_id),
             recipe_set=status.recipe_set,
+            views=status.views,
             cameras=frozenset(camera.camera for camera in status.cameras),
             after_seq=status.last_seq,
             raised_ns=now_ns,

@@ -88,7 +88,7 @@ class ReasonCode(IntEnum):
     JOB = 5
     """Judged by a recipe of another name than the job's."""
     VIEWS = 6
-    """A camera's view is missing, or there is one too many."""
+    """A view is missing, there twice, or none of the station's."""
     UNPROVEN = 7
     """Called OK, and its own record does not bear it out."""
     NOT_JOURNALED = 8

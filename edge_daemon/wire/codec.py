@@ -57,8 +57,8 @@ def topic(kind: str, name: str) -> bytes:
 def contradiction(inspection: Inspection) -> str | None:
     """Why an OK does not prove itself, or None. Anything but OK needs no proof.
 
-    OK is the positive branch: completed, on time, durable, at least one view, and every view OK with a finite
-    score at or below its threshold.
+    OK is the positive branch: completed, on time, durable, at least one view, none twice, and every view OK with a
+    finite score at or below its threshold.
     """
     if inspection.evaluation != "OK":
         return None
@@ -69,6 +69,9 @@ def contradiction(inspection: Inspection) -> str | None:
         )
     if not inspection.views:
         return "OK without a view"
+    names = [view.view or view.camera for view in inspection.views]
+    if len(set(names)) < len(names):
+        return f"OK with a view twice: {', '.join(names)}"
     for view in inspection.views:
         if view.evaluation != "OK":
             return f"OK although camera {view.camera!r} says {view.evaluation}"

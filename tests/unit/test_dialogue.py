@@ -48,12 +48,14 @@ SETTINGS = DialogueSettings(
     plc_timeout_ns=PLC_SILENCE,
     jobs={1: Job("bottle"), 2: Job("flange", recipe_set="ee" * 32)},
 )
+# Two cameras, one of which takes two exposures of each part: three views.
 CAMERAS = ("side", "top")
+VIEWS = (("side", "side"), ("top", "top"), ("top#2", "top"))
 
 
 @cache
 def true_record() -> Inspection:
-    views = tuple(view(camera=camera) for camera in CAMERAS)
+    views = tuple(view(view=name, camera=camera) for name, camera in VIEWS)
     return inspection(station="st1", boot=7, boot_id="b7", recipe_set="aa" * 32, views=views)
 
 
@@ -198,6 +200,7 @@ class Rig:
             "recipe_set": self.recipe_set,
             "last_seq": self.seq,
             "cameras": camera_states(self.inspected),
+            "views": tuple(name for name, _ in VIEWS),
         }
         self.feed(StatusCame(true_status().model_copy(update=fields | changes)))
 
@@ -323,10 +326,15 @@ VARIANTS = [
     changed("not ok", evaluation="NotOK"),
     changed("not decidable", evaluation="NotDecidable"),
     with_views("no view", lambda views: views[:0]),
-    with_views("a view missing", lambda views: views[:1]),
-    with_views("a view twice", lambda views: (views[0], views[0])),
-    with_views("a view too many", lambda views: (*views, view(camera="back"))),
+    with_views("a camera missing", lambda views: views[1:]),
+    with_views("a view missing", lambda views: views[:2]),
+    with_views("a view twice", lambda views: (views[0], views[1], views[1])),
+    with_views("a view doubled", lambda views: (*views, views[1])),
+    with_views("a view too many", lambda views: (*views, view(view="back", camera="back"))),
+    with_views("an exposure too many", lambda views: (*views, view(view="top#3", camera="top"))),
     bent_view("view of another camera", camera="back"),
+    bent_view("another view of the camera", view="side#2"),
+    bent_view("view without a name", view=""),
     bent_view("view not ok", evaluation="NotOK"),
     bent_view("view undefined", evaluation="Undefined"),
     bent_view("view with a reason", reason="between_thresholds"),
