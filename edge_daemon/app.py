@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from types import FrameType
@@ -19,6 +19,7 @@ from edge_daemon.artefact.signature import Trust
 from edge_daemon.artefact.store import Store
 from edge_daemon.cameras.open import make_camera
 from edge_daemon.config import Config, config_digest
+from edge_daemon.core.states import State
 from edge_daemon.edges.archive import Archive, ArchiveJob
 from edge_daemon.edges.clock import SystemClock
 from edge_daemon.edges.journal import Boot, Intent, Journal
@@ -30,12 +31,15 @@ from edge_daemon.edges.server import CONTROL, REPLAY, TRIGGERS, RequestServer
 from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
 from edge_daemon.errors import EdgeError, JournalError
+from edge_daemon.logs import fields
+from edge_daemon.notify import Notifier
 from edge_daemon.pipeline.archived import archived_pictures
 from edge_daemon.pipeline.compute import Compute
 from edge_daemon.pipeline.control import ControlDesk, TriggerDesk
 from edge_daemon.pipeline.health import HealthDesk
 from edge_daemon.pipeline.inspection import OpenInspection
 from edge_daemon.pipeline.messages import Identity
+from edge_daemon.pipeline.outcome_log import OutcomeLog
 from edge_daemon.pipeline.pictures import Pictures
 from edge_daemon.pipeline.reader import CameraReader
 from edge_daemon.pipeline.recipes import Recipes
@@ -61,6 +65,13 @@ A = TypeVar("A")
 # half a millisecond of a core.
 _STATUS_GAP_NS, _BUSY_GAP_NS = 10_000_000, 50_000_000
 _EXIT_DEFECT = 70
+# A part that is not judged by its deadline is late: an inspection from which nothing has come for four of them is not
+# slow, it hangs.
+_WATCHDOG_DEADLINES = 4
+# A recipe may be large, and its search engines are measured when they are new on this PC.
+_LOADING_S = 600.0
+# From the last outcome to the end of the process.
+_CLOSING_S = 30.0
 
 
 class _Outbox:
@@ -87,15 +98,21 @@ class _Outbox:
 class Daemon:
     """All parts of a running daemon. `run` returns when it was stopped and everything in flight is answered."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, notifier: Notifier | None = None) -> None:
         self._config = config
+        self._notifier = notifier or Notifier(None)
         self._clock = SystemClock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
+        # Set by signal handlers, which may interrupt whoever holds the lock of an Event.
+        self._stop_asked = self._reload_asked = False
+        # What SIGHUP (`systemctl reload`) reads anew.
+        self._on_reload: list[Callable[[], None]] = []
         self._defect: BaseException | None = None
         self._started_ns = self._clock.monotonic_ns()
         self._stations: dict[str, Station] = {}
         self._way_out = WayOut(self._clock.monotonic_ns)
+        self._outcome_log = OutcomeLog(self._clock.monotonic_ns)
         self._last_published: dict[str, int] = {}
 
     def run(self) -> int:
@@ -103,7 +120,13 @@ class Daemon:
         with ExitStack() as stack:
             self._start(stack)
             log.info("%d station(s) on line %s, boot %d", len(self._stations), self._config.line, self._boot.number)
+            longest_ns = int(max(s.config.deadline_ms for s in self._stations.values()) * 1e6)
+            self._notifier.ready()
+            self._notifier.allow(_WATCHDOG_DEADLINES * longest_ns)
             self._supervise()
+            if self._defect is None:
+                self._notifier.stopping(longest_ns / 1e9 + _CLOSING_S)
+            # With a defect nothing feeds the watchdog any more: it ends a process that does not end by itself.
             self._drain()
         if self._defect is not None:
             log.critical("stopped by a defect of the program: %r", self._defect, exc_info=self._defect)
@@ -111,9 +134,17 @@ class Daemon:
         return 0
 
     def stop(self) -> None:
-        """Begin the clean stop; may be called from anywhere, also from a signal handler."""
+        """Begin the clean stop; may be called from any thread."""
         self._stopping.set()
         self._wake.set()
+
+    def stop_soon(self) -> None:
+        """The same for signal handlers: it begins within a status period."""
+        self._stop_asked = True
+
+    def reload_soon(self) -> None:
+        """For signal handlers: what can be read anew while the line runs is, within a status period."""
+        self._reload_asked = True
 
     # -- building ------------------------------------------------------------------------------------
 
@@ -216,6 +247,7 @@ class Daemon:
     def _load_recipes(self) -> None:
         """Each station gets its recipe set, or stays unfit and says why; the others do not wait for it."""
         for name, station in self._stations.items():
+            self._notifier.busy_starting(_LOADING_S)
             try:
                 station.activate(self._recipes.at_start(name, station.config))
             except EdgeError as error:
@@ -331,6 +363,7 @@ class Daemon:
         published_ns = 0
         told: list[object] = []
         while not self._stopping.is_set():
+            self._heed_signals()
             now = self._clock.monotonic_ns()
             self._expire(now)
             standing: list[object] = [station.standing for station in self._stations.values()]
@@ -342,10 +375,36 @@ class Daemon:
             self._watch_journal()
             told = [station.standing for station in self._stations.values()]
             self._publish_status()
+            self._feed_watchdog()
             published_ns = self._clock.monotonic_ns()
             deadlines = [d for s in self._stations.values() if (d := s.next_deadline_ns()) is not None]
             until = min([published_ns + period_ns, *deadlines])
             self._wake.wait(max(0, until - self._clock.monotonic_ns()) / 1e9)
+
+    def _heed_signals(self) -> None:
+        if self._stop_asked:
+            self._stopping.set()
+        if self._reload_asked:
+            self._reload_asked = False
+            self._reload()
+
+    def _reload(self) -> None:
+        """What cannot be read leaves in force what was, and says so: the line runs on."""
+        self._notifier.reloading(self._clock.monotonic_ns())
+        try:
+            for read_anew in self._on_reload:
+                read_anew()
+        except EdgeError as error:
+            self._emit("alarm", "", "reload_failed", f"not reloaded, what was in force stays so: {error}", "error")
+        else:
+            self._emit("audit", "", "reload", "reloaded")
+        self._notifier.ready()
+
+    def _feed_watchdog(self) -> None:
+        """By what has come through the inspection and by nothing else, and not while a frame is stuck before it."""
+        now, since_ns = self._clock.monotonic_ns(), self._compute.preparing_since_ns
+        if since_ns is None or now - since_ns < self._notifier.watchdog_ns:
+            self._notifier.feed(self._compute.passes, now)
 
     def _expire(self, now_ns: int) -> None:
         for station in self._stations.values():
@@ -370,11 +429,13 @@ class Daemon:
             self._wake.clear()
             self._expire(self._clock.monotonic_ns())
             self._publish_status()
+            self._feed_watchdog()
             self._wake.wait(min(0.02, period_s))
         self._publish_status()
 
     def _published(self, record: Inspection) -> None:
         self._way_out.published(record.result_id)
+        self._outcome_log.published(record)
         self._last_published[record.station] = record.seq
         station = self._stations.get(record.station)
         if station is not None:
@@ -391,7 +452,8 @@ class Daemon:
 
     def _emit(self, kind: str, station: str, name: str, message: str, severity: str = "info") -> None:
         level = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}[severity]
-        log.log(level, "%s%s", f"station {station}: " if station else "", message)
+        about = fields(station=station, kind=kind, event=name)
+        log.log(level, "%s%s", f"station {station}: " if station else "", message, extra=about)
         event = Event(
             line=self._identity.line,
             station=station,
@@ -432,8 +494,12 @@ class Daemon:
         return status.model_copy(update={"journal_head": self._journal.head})
 
     def _publish_status(self) -> None:
+        told = []
         for station in self._stations.values():
-            self._publisher.publish_status(encode_status(self._station_status(station)))
+            status = self._station_status(station)
+            self._publisher.publish_status(encode_status(status))
+            told.append(_in_a_word(status))
+        self._notifier.status("; ".join(told), self._clock.monotonic_ns())
 
     def status(self) -> dict[str, Any]:
         """Everything about the daemon, for `edge-ctl status`."""
@@ -455,6 +521,12 @@ class Daemon:
             "pictures_dropped": self._pictures.dropped,
             "archive": asdict(self._archive.stats()),
         }
+
+
+def _in_a_word(status: Status) -> str:
+    """`st1 Ready`, or with the first alarm; parts that come and go change nothing."""
+    state = "Ready" if status.state in (State.SINGLE_EXECUTION, State.CONTINUOUS_EXECUTION) else status.state
+    return f"{status.station} {state}" + (f" ({status.alarms[0]})" if status.alarms else "")
 
 
 def _publisher_config(config: Config) -> PublisherConfig:
@@ -496,13 +568,16 @@ def _make_state_dir(config: Config) -> None:
 
 
 @contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT begin the clean stop."""
+def _signals(stop: Callable[[], None], reload: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT begin the clean stop, SIGHUP reads anew what can be. Both only set an attribute."""
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        stop()
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            reload()
+        else:
+            stop()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         yield
     finally:
@@ -512,6 +587,7 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
 
 def run(config: Config) -> int:
     """Run the daemon until SIGTERM, SIGINT or the command `shutdown`; returns the exit status."""
-    daemon = Daemon(config)
-    with _signals(daemon.stop):
+    notifier = Notifier.from_environment()
+    daemon = Daemon(config, notifier)
+    with closing(notifier), _signals(daemon.stop_soon, daemon.reload_soon):
         return daemon.run()
