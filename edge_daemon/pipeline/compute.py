@@ -154,20 +154,6 @@ class Compute:
     def preparing_since_ns(self) -> int | None:
         """Since when a camera's thread has been bringing the same frame to model size; None when none is."""
         return min(list(self._preparing.values()), default=None)
-        finally:
-            self._preparing.pop(threading.get_ident(), None)
-
-    @property
-    def passes(self) -> int:
-        """What has come all the way through model and search: frames, golden samples that were judged rightly, and,
-        while neither is to be had, the turns of the two threads. This counter alone feeds the service manager's
-        watchdog: it stands still when either thread hangs, and when every golden sample comes out wrong."""
-        return self._passes
-
-    @property
-    def preparing_since_ns(self) -> int | None:
-        """Since when a camera's thread has been bringing the same frame to model size; None when none is."""
-        return min(list(self._preparing.values()), default=None)
 
     def stages_ms(self) -> dict[str, float]:
         """Median milliseconds of each stage over the last frames: prepare, model, search, boxes (of frames that
@@ -200,7 +186,6 @@ class Compute:
                     self._extract(self._batch(prepared))
                 elif not self._broken:
                     self._extract_golden()
-                    self._show_that_it_turns()
                     self._show_that_it_turns()
         finally:
             self._to_search.put(None)
@@ -310,15 +295,6 @@ class Compute:
         self._turn_under_way = True
         self._to_search.put(_Turn())
 
-    def _show_that_it_turns(self) -> None:
-        """With no frame to judge, and no golden sample to be asked for (triggers wait for their cameras, stations are
-        halted or have no recipe), something must still show that both threads turn. It does not speak for an engine
-        that judges golden samples wrongly."""
-        if self._turn_under_way or (self._golden_went_wrong and any(station.judges for station in self._stations)):
-            return
-        self._turn_under_way = True
-        self._to_search.put(_Turn())
-
     # -- the thread of the search --------------------------------------------------------------------
 
     def _run_search(self) -> None:
@@ -367,7 +343,6 @@ class Compute:
         work.station.view_done(work.inspection, work.view, outcome)
         self._stages.add("record", (time.perf_counter() - judged) * 1e3)
         self._passes += 1
-        self._passes += 1
 
     def _time_judgement(self, evidence: Evidence, thresholds: Thresholds, ms: float) -> None:
         """Below the pixel threshold a judgement is a search and nothing else; beyond, what it takes longer than
@@ -390,8 +365,6 @@ class Compute:
             return
         self._passes += error is None
         self._golden_went_wrong = error is not None
-        self._passes += error is None
-        self._golden_went_wrong = error is not None
         self._tell_golden(extracted, error)
         self._golden_under_way.discard(extracted.station.name)
 
@@ -407,10 +380,6 @@ class Compute:
             self._on_event(station.name, "golden_failed", f"view {sample.view}: {error}; no part is judged meanwhile")
         elif news:
             self._on_event(station.name, "golden_clear", f"golden sample {sample.name} comes out right again")
-
-
-class _Turn:
-    """Nothing to judge: it goes the way of what is."""
 
 
 class _Turn:
