@@ -71,9 +71,9 @@ second are what a cycle of 20 ms can carry.
 
 OK is set only for a part that is open here, by a record that came live from the running daemon, with the trigger id
 and result id that were promised, of the same boot, newer than the trigger, judged by the recipe set that was active
-at the trigger and by the job's recipes, with every view of the station there once and OK, all scores finite and at most their thresholds,
-on time, durable, in production, not simulated, not provisional (unless configured), inside the window of this PC's
-monotonic clock.
+at the trigger and by the job's recipes, with every view of the station there once and OK, all scores finite and at most
+their thresholds, on time, durable, in production, not simulated, not provisional (unless configured), inside the
+window of this PC's monotonic clock.
 
 ## What the PLC must do
 
