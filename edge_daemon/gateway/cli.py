@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -18,6 +19,7 @@ from edge_daemon.client import connect
 from edge_daemon.errors import ConfigError, EdgeError, WireError
 from edge_daemon.gateway.config import GatewayConfig, load_config
 from edge_daemon.gateway.registers import COMMAND_ADDRESS, COMMANDS, RESULT_ADDRESS, RESULTS, placed
+from edge_daemon.notify import Notifier
 from edge_daemon.wire.codec import STATUS_TOPIC, decode_status, topic
 from edge_daemon.wire.messages import Status
 
@@ -90,7 +92,8 @@ def _run(args: argparse.Namespace, _out: TextIO) -> int:
     config = load_config(args.config)
     logs.start("edge-gateway")
     faulthandler.enable()
-    asyncio.run(Gateway(config).run())
+    with closing(Notifier.from_environment()) as notifier:
+        asyncio.run(Gateway(config, notifier).run())
     return 0
 
 

@@ -17,6 +17,7 @@ from edge_daemon.gateway.dialogue import AskDaemon, Dialogue, DialogueSettings, 
 from edge_daemon.gateway.errors import GatewayError
 from edge_daemon.gateway.link import DaemonEndpoints, DaemonLink
 from edge_daemon.gateway.words import Block, Command
+from edge_daemon.notify import Notifier
 
 if TYPE_CHECKING:
     from edge_daemon.gateway.opcua import OpcuaEdge
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # Windows are closed at every event and at every read; ticks only make the log timely.
 _TICK_S: Final = 0.05
+_CLOSING_S: Final = 10.0
 
 
 class StationSession:
@@ -62,8 +64,9 @@ class StationSession:
 class Gateway:
     """Everything of one configuration. `run` returns after SIGTERM or SIGINT, and raises what ended it otherwise."""
 
-    def __init__(self, config: GatewayConfig) -> None:
+    def __init__(self, config: GatewayConfig, notifier: Notifier | None = None) -> None:
         self._config = config
+        self._notifier = notifier or Notifier(None)
         self._run_id = os.urandom(4).hex()
         daemon = config.daemon
         self._link = DaemonLink(
@@ -97,9 +100,11 @@ class Gateway:
                 tasks.append(asyncio.create_task(self._opcua.run()))
             stopped = asyncio.create_task(self._stop.wait())
             log.info("serving %s, run %s", ", ".join(self.sessions), self._run_id)
+            self._notifier.ready()
             try:
                 await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
             finally:
+                self._notifier.stopping(_CLOSING_S)
                 for task in (*tasks, stopped):
                     task.cancel()
                 ends = await asyncio.gather(*tasks, stopped, return_exceptions=True)
@@ -144,9 +149,13 @@ class Gateway:
             self._opcua.result(event.inspection)
 
     async def _tick(self) -> None:
+        scans = 0
         while True:
             await asyncio.sleep(_TICK_S)
             for session in self.sessions.values():
                 session.feed(Tick())
+            # The watchdog is fed by the scan of all dialogues, and by nothing else.
+            scans += 1
+            self._notifier.feed(scans, time.monotonic_ns())
             if self._opcua is not None:
                 self._opcua.states({name: session.block() for name, session in self.sessions.items()})
