@@ -12,9 +12,11 @@ BENCH_ARGS ?=
 EXTRAS ?=
 SOAK_ARGS ?=
 SCALE_ARGS ?=
+FUZZ_SECONDS ?= 600
+FUZZ_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test bench faults soak soak-cameras scale large lint format clean
+.PHONY: help install install-dev demo test bench faults fuzz soak soak-cameras scale large lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,6 +42,9 @@ large: $(VENV)/.installed-dev  ## pictures of 8000x2000 pixels in tiles: built a
 
 faults: $(VENV)/.installed-dev  ## every fault: daemon killed 300 times, disks that fail, cameras that die (half an hour)
 	EDGE_TEST_FAULTS=1 EDGE_TEST_UNPLUGS=50 EDGE_TEST_MINUTES=10 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.installed-dev  ## ten minutes of nearly right inputs at every parser (FUZZ_SECONDS=N); findings in out/fuzz
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
 soak: $(VENV)/.installed-dev  ## does memory stand still (SOAK_ARGS="--recipe bottle.recipe --images good/"); 3,000 kills
 	$(BIN)/python -m tests.bench.soak $(SOAK_ARGS)

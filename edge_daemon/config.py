@@ -414,6 +414,8 @@ def _parse(path: Path, text: str) -> Table:
         raise ConfigError([f"{path}: is not valid TOML: {error}; nothing else was checked"]) from error
     except RecursionError as error:
         raise ConfigError([f"{path}: is not valid TOML: nested too deeply"]) from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise ConfigError([f"{path}: is not valid TOML: {error}"]) from error
 
 
 def _environment() -> tuple[list[Any], Table]:

@@ -119,7 +119,7 @@ class Channel:
         del self._bytes[:end]
         try:
             message = json.loads(text)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise ChannelClosed("the message is no JSON") from exc
         if not isinstance(message, dict):
             raise ChannelClosed("the message is no JSON object")

@@ -183,7 +183,7 @@ def load_config(path: Path) -> GatewayConfig:
         raw = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as exc:
         raise ConfigError([f"{path}: cannot be read: {exc.strerror}; name the file with --config"]) from exc
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+    except (ValueError, RecursionError) as exc:  # no UTF-8, no TOML, nested too deeply, a number of 5,000 digits
         raise ConfigError([f"{path}: is not valid TOML: {exc}; nothing else was checked"]) from exc
     _anchor(raw.get("opcua"), path.absolute().parent)
     try:

@@ -107,7 +107,7 @@ class Recipes:
     def _remembered(self) -> dict[str, dict[str, str]]:
         try:
             data = json.loads(self._configured.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return data if isinstance(data, dict) else {}
 

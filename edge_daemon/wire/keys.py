@@ -160,7 +160,7 @@ def _read(path: Path, *, secret: bool) -> dict[str, Any]:
         raise KeyFileError(f"{path} has more than {_MOST_BYTES} bytes: it is no key file")
     try:
         return tomllib.loads(text.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # also of a number of more digits than Python reads
         raise KeyFileError(f"{path} is damaged: {exc}") from exc
 
 

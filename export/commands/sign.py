@@ -13,7 +13,7 @@ from export.errors import ExportError
 if TYPE_CHECKING:
     from export.signing import SignedRecipe
 
-_PASSPHRASE = "EDGE_EXPORT_PASSPHRASE"
+_VARIABLE = "EDGE_EXPORT_PASSPHRASE"
 
 DESCRIPTION = f"""\
 Signs recipes: you say that you have looked at this recipe and that it may judge parts. A station with
@@ -25,14 +25,14 @@ the signature; name, version and digest do not change. Several people may sign o
   edge-export sign --remove bottle.recipe           takes all signatures out
 
 A change of threshold or health limits makes another recipe, which has to be signed again. A locked key asks for
-its passphrase; {_PASSPHRASE} gives it where nobody can type.
+its passphrase; {_VARIABLE} gives it where nobody can type.
 """
 
 KEY_DESCRIPTION = f"""\
 Makes a private key for `edge-export sign`, and prints the public key: the line that goes into the
 configuration of every PC that shall trust it. Whoever has the private key can sign: keep it off the line PCs.
 
-  edge-export signing-key --out anna.key --lock     locked with a passphrase (asked for, or {_PASSPHRASE})
+  edge-export signing-key --out anna.key --lock     locked with a passphrase (asked for, or {_VARIABLE})
   edge-export signing-key --public anna.key         the public key again
 """
 
@@ -125,13 +125,13 @@ def _figures(signed: "SignedRecipe") -> dict[str, object]:
 
 
 def _passphrase() -> bytes:
-    given = os.environ.get(_PASSPHRASE)
+    given = os.environ.get(_VARIABLE)
     return (getpass.getpass("Passphrase of the key: ") if given is None else given).encode()
 
 
 def _new_passphrase() -> bytes:
     """Asked for twice. Raises ExportError when empty or not the same."""
-    given = os.environ.get(_PASSPHRASE)
+    given = os.environ.get(_VARIABLE)
     first = getpass.getpass("Passphrase for the new key: ") if given is None else given
     if given is None and getpass.getpass("Again: ") != first:
         raise ExportError("the two passphrases differ; no key was made")
