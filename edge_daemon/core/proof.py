@@ -32,7 +32,8 @@ class Nearest:
 
     def take(self, which: NDArray[np.int64], found: "Nearest") -> None:
         """Enter what was found for the patches `which`, where it says more than is known."""
-        better = found.exact | (found.squared < self.squared[which])
+        known = self.squared[which]
+        better = found.exact | (found.squared < known) | (np.isnan(known) & ~np.isnan(found.squared))
         better &= ~self.exact[which]
         place = which[better]
         self.squared[place], self.rows[place] = found.squared[better], found.rows[better]
@@ -70,9 +71,13 @@ def best_of(nearest: Nearest) -> tuple[float, int]:
 
 
 def undecided(nearest: Nearest) -> NDArray[np.int64]:
-    """Patches that may still be the maximum, those with the largest bound first, equal ones by index."""
+    """Patches that may still be the maximum, those with the largest bound first, equal ones by index.
+
+    A bound of NaN says nothing: it counts as infinite. Compared as it is, it would be below every other, and the patch
+    be passed over.
+    """
     best, patch = best_of(nearest)
-    bounds = np.where(nearest.exact, -np.inf, nearest.squared)
+    bounds = np.where(nearest.exact, -np.inf, np.where(np.isnan(nearest.squared), np.inf, nearest.squared))
     open_ = bounds > best
     if patch > 0:
         open_[:patch] |= bounds[:patch] == best

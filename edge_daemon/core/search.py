@@ -94,7 +94,7 @@ class ExactSearch:
         """
         found = Nearest.unknown(len(queries))
         if within is not None:
-            found.squared[:] = within
+            found.squared[:] = np.where(np.isnan(within), np.inf, within)  # NaN is no distance to any row
         use_reduced = reduced and self._reduced is not None
         for i in range(0, len(queries), _QUERIES):
             part = slice(i, i + _QUERIES)

@@ -163,6 +163,7 @@ class GraphEngine:
                 },
                 fetch=["lowest", "rows", "squared_norms"],
             )
+            self._check_numbers(lowest)
             if taken < block.rows:
                 np.minimum(unseen, lowest[:, -1], out=unseen)
             products.append(lowest)
@@ -173,6 +174,15 @@ class GraphEngine:
             product, row = np.take_along_axis(product, order, axis=1), np.take_along_axis(row, order, axis=1)
         wide = norms.astype(np.float64)
         return _Proposals(wide, wide * (1 - self._kappa) - self._vanished, product, row, unseen)
+
+    def _check_numbers(self, lowest: NDArray[np.float32]) -> None:
+        """Every block has rows of the bank, and their products are finite. Where the device gives something else, the
+        order of the others is worth nothing, and a row of padding may be the first. Raises EdgeError."""
+        if np.isnan(lowest).any() or not np.isfinite(lowest[:, 0]).all():
+            raise EdgeError(
+                f"the search on {self.provider} gave products that are no numbers: nothing can be judged by them; look "
+                'at the card and its driver, or set search = "certified" in [engine]'
+            )
 
     # -- on the host ---------------------------------------------------------------------------------
 

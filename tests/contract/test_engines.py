@@ -1,6 +1,7 @@
 """Every search engine against the numpy reference: the same patch, row, distance, score and boxes, to the bit."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 from edge_daemon.core.bounds import BLOCK_ROWS, Rotation, Table, squared_norms
 from edge_daemon.core.decision import Thresholds
 from edge_daemon.core.distances import squared_distances, upper_bounds
-from edge_daemon.core.proof import Nearest, prove_maximum, remember
+from edge_daemon.core.proof import Nearest, prove_maximum, remember, undecided
 from edge_daemon.core.search import ExactSearch
 from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
+from edge_daemon.engines import certified as certified_module
 from edge_daemon.engines.certified import CertifiedEngine
 from edge_daemon.engines.nearest import NearestNeighbour, make_engine
 from edge_daemon.errors import EdgeError
@@ -260,6 +262,76 @@ def test_a_line_of_good_parts_needs_few_exact_searches() -> None:
     assert max(searches[1:]) < 24 * 24 / 4
     flat = _detector(make_engine("flat", bank), bank)
     assert flat.judge(frames[0], flat.thresholds).exact_searches == 24 * 24
+
+
+def _without_proof(engine: NearestNeighbour, patches: Array, grid: tuple[int, int], hints: Array | None) -> bool:
+    """Whether the engine says, in one way or the other, that it does not know the maximum."""
+    with np.errstate(all="ignore"):
+        try:
+            found = engine.maximum(patches, grid, hints)
+        except (EdgeError, ValueError):
+            return True
+    return not np.isfinite(found.squared)
+
+
+@pytest.mark.parametrize("rows", [3, 300, 2500])
+@pytest.mark.parametrize("hinted", [False, True])
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", [0, 17, 63])
+def test_no_engine_leaves_out_a_patch_that_is_no_number(rows: int, hinted: bool, poison: float, where: int) -> None:
+    """A bound of NaN is below no other: the patch would be passed over, and the rest of a bad part called good."""
+    rng = np.random.default_rng(0)
+    bank = rng.standard_normal((rows, 8)).astype(np.float32)
+    patches = bank[rng.integers(0, rows, 64)] + np.float32(1e-3)
+    patches[where, 3] = poison
+    hints = rng.integers(0, rows, (4, 64)) if hinted else None
+    for name, make_it in {**ENGINES, **{n: partial(make_engine, n) for n in ("numpy", "graph")}}.items():
+        assert _without_proof(make_it(bank), patches, (8, 8), hints), name
+
+
+@pytest.mark.parametrize("exact", [0, 5])
+def test_a_bound_that_is_no_number_is_searched_exactly_before_all_others(exact: int) -> None:
+    nearest = Nearest.unknown(6)
+    nearest.squared[:] = [1.0, np.nan, 3.0, 2.0, np.nan, 9.0]
+    nearest.exact[exact] = True
+    best = nearest.squared[exact]
+    which = undecided(nearest).tolist()
+    assert which[:2] == [1, 4]
+    assert set(which[2:]) == {i for i in (2, 3, 5) if not nearest.exact[i] and nearest.squared[i] > best}
+
+    def search(which: Array, floor: float) -> Nearest:  # noqa: ARG001
+        truth = np.array([1.0, 100.0, 3.0, 2.0, 50.0, 9.0])
+        return Nearest(truth[which], which, np.ones(len(which), np.bool_))
+
+    assert prove_maximum(nearest, search)[:2] == (100.0, 1)
+    assert (nearest.squared[1], nearest.squared[4]) == (100.0, 50.0)
+
+
+def test_an_exact_distance_that_is_no_number_is_never_outshone_by_one_that_is() -> None:
+    nearest = Nearest(np.array([1.0, np.nan, 3.0]), np.zeros(3, np.int64), np.ones(3, np.bool_))
+    squared, patch, _ = prove_maximum(nearest, lambda which, floor: Nearest.unknown(len(which)))  # noqa: ARG005
+    assert patch == 1
+    assert np.isnan(squared)
+
+
+def test_a_hint_whose_distance_came_out_as_no_number_costs_a_search_and_no_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a processor that errs, or a product in a library, may do to one bound among many."""
+    bank, frames = _parts(seed=3, frames=2, side=12)
+    reference = make_engine("numpy", bank)
+    patches = frames[-1].reshape(-1, bank.shape[1])
+    expected = reference.maximum(patches, (12, 12), None)
+    hints = np.random.default_rng(1).integers(0, len(bank), (4, len(patches)))
+
+    def erring(queries: Array, bank: Array, rows: Array) -> Array:
+        found = upper_bounds(queries, bank, rows)
+        return np.where(rows % 3 == 0, np.nan, found)
+
+    monkeypatch.setattr(certified_module, "upper_bounds", erring)
+    for engine in (make_engine("certified", bank), ReducedEngine(bank, 8)):
+        found = engine.maximum(patches, (12, 12), hints)
+        assert (found.patch, found.row, found.squared) == (expected.patch, expected.row, expected.squared)
 
 
 @pytest.mark.parametrize("engine", ["auto", "certified", "flat", "numpy"])
