@@ -668,13 +668,6 @@ class Station:
             return self._recipes is not None and self._state is not State.HALTED
 
     @property
-    def judges(self) -> bool:
-        """Whether parts, or golden samples when there are none, are to be judged here: it has recipes and is not
-        halted."""
-        with self._lock:
-            return self._recipes is not None and self._state is not State.HALTED
-
-    @property
     def idle(self) -> bool:
         """Whether nothing is open and nothing waits for the journal."""
         with self._lock:
