@@ -21,9 +21,11 @@ from typing import Any, Final, Literal, Protocol, get_args
 from edge_daemon.core.decision import Evaluation, Reason, ResultState
 from edge_daemon.edges.journal_chain import Head, amendment_body, append, gone_body, read_head
 from edge_daemon.edges.journal_file import (
+    UNREADABLE,
     JournalBusyError,
     JournalDamagedError,
     OpenedFile,
+    begin_anew,
     explain,
     keep_boot_number,
     last_boot_number,
@@ -324,10 +326,12 @@ class Journal:
         opened = self._open_file()
         try:
             try:
-                boot = self._begin_boot(opened)
-                self._head = read_head(opened.connection)
-            except sqlite3.Error as exc:
-                raise explain(exc, self._path) from exc
+                boot, self._head = self._begun(opened)
+            except JournalDamagedError as exc:  # page by page it is whole, but its rows are not what was written
+                opened = begin_anew(
+                    opened, self._path, exc, busy_timeout_ms=self._busy_timeout_ms, max_bytes=self._max_bytes
+                )
+                boot, self._head = self._begun(opened)
             self._reader = open_for_reading(self._path, self._busy_timeout_ms)
             self._replayer = open_for_reading(self._path, self._busy_timeout_ms)
         except BaseException:
@@ -384,6 +388,13 @@ class Journal:
             max_bytes=self._max_bytes,
             check_limit_bytes=self._check_limit_bytes,
         )
+
+    def _begun(self, opened: OpenedFile) -> tuple[Boot, Head]:
+        """The boot, and where the chain stands. Raises JournalError, JournalDamagedError for rows that are none."""
+        try:
+            return self._begin_boot(opened), read_head(opened.connection)
+        except UNREADABLE as exc:
+            raise explain(exc, self._path) from exc
 
     def _begin_boot(self, opened: OpenedFile) -> Boot:
         connection = opened.connection

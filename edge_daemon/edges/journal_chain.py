@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from edge_daemon.edges.journal_file import explain, open_for_reading
+from edge_daemon.edges.journal_file import UNREADABLE, explain, open_for_reading
 from edge_daemon.errors import JournalError, WireError
 from edge_daemon.wire.codec import parse_json
 
@@ -109,7 +109,7 @@ def verify(path: Path, known: Head | None = None) -> Verdict:
     try:
         connection.execute("BEGIN")  # one picture of a file that is being written
         return _verify(connection, known)
-    except sqlite3.Error as exc:
+    except UNREADABLE as exc:
         raise explain(exc, path) from exc
     finally:
         connection.close()

@@ -166,12 +166,7 @@ def open_file(path: Path, *, busy_timeout_ms: int, max_bytes: int | None, check_
         try:
             connection = _connect(path, busy_timeout_ms, max_bytes, check_limit_bytes)
         except JournalDamagedError as exc:
-            aside = _move_aside(path)
-            alarm = (
-                f"the journal {path} is damaged ({exc}) and was kept as {aside.name}; a new one was started. "
-                "Records of earlier boots cannot be replayed, and parts in flight at the last stop have no record; "
-                "check the disk"
-            )
+            alarm = _move_aside(path, exc)
             connection = _connect(path, busy_timeout_ms, max_bytes, check_limit_bytes)
         if alarm:
             log.error("%s", alarm)
@@ -191,20 +186,26 @@ def open_for_reading(path: Path, busy_timeout_ms: int) -> sqlite3.Connection:
             f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
         )
         connection.execute(f"PRAGMA busy_timeout={busy_timeout_ms:d}")
-    except sqlite3.Error as exc:
+    except UNREADABLE as exc:
         raise explain(exc, path) from exc
     return connection
 
 
-def explain(exc: sqlite3.Error, path: Path) -> JournalError:
-    """What SQLite says, in words for the person at the line."""
-    name = getattr(exc, "sqlite_errorname", "")
-    detail = f"({name or type(exc).__name__}: {exc})"
+UNREADABLE: Final = (sqlite3.Error, ValueError, TypeError, AttributeError, KeyError)
+"""What reading a damaged file may end in: columns of another type than was written, JSON that is none any more, text
+that is no UTF-8 (SQLite's own messages repeat it). A page that is whole for SQLite can hold all of these."""
+
+
+def explain(exc: Exception, path: Path) -> JournalError:
+    """What SQLite says, in words for the person at the line; or that a row is not what was written."""
+    name, foreign = getattr(exc, "sqlite_errorname", ""), not isinstance(exc, sqlite3.Error)
+    detail = f"({name or type(exc).__name__}: {str(exc)[:300]})"
     if name.startswith("SQLITE_FULL"):
         return JournalError(f"the disk or the size limit of the journal {path} is full {detail}; make space")
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return JournalBusyError(f"the journal {path} is locked by another program {detail}; close that program")
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+    # All statements are the program's own: an error in one means that the tables are not those that were made.
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or name == "SQLITE_ERROR" or foreign:
         return JournalDamagedError(
             f"the journal {path} is damaged {detail}; restart the daemon: it keeps the file aside and starts anew"
         )
@@ -269,7 +270,7 @@ def _connect(path: Path, busy_timeout_ms: int, max_bytes: int | None, check_limi
         raise explain(exc, path) from exc
     try:
         _prepare(connection, path, busy_timeout_ms, max_bytes, check_limit_bytes)
-    except sqlite3.Error as exc:
+    except (sqlite3.Error, UnicodeDecodeError) as exc:
         connection.close()
         raise explain(exc, path) from exc
     except BaseException:
@@ -316,8 +317,28 @@ def _prepare(
         connection.executescript(f"BEGIN IMMEDIATE; {_FROM_LAYOUT_1} COMMIT;")
 
 
-def _move_aside(path: Path) -> Path:
-    """Renames the database with its log, so that SQLite's own tools can still open what is left."""
+def begin_anew(
+    opened: OpenedFile, path: Path, why: JournalError, *, busy_timeout_ms: int, max_bytes: int | None
+) -> OpenedFile:
+    """The same lock on a new journal, in place of one that opened well and whose rows turned out to be damaged.
+    Takes `opened` over. Raises JournalError."""
+    opened.connection.close()
+    try:
+        alarm = _move_aside(path, why)
+        log.error("%s", alarm)
+        return OpenedFile(_connect(path, busy_timeout_ms, max_bytes, 0), opened.lock, alarm)
+    except OSError as exc:
+        opened.lock.close()
+        raise JournalError(
+            f"the journal {path} cannot be moved aside: {exc.strerror or exc}; check the folder"
+        ) from exc
+    except BaseException:
+        opened.lock.close()
+        raise
+
+
+def _move_aside(path: Path, why: JournalError) -> str:
+    """Renames the database with its log, so that SQLite's own tools can still open what is left. Returns the alarm."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     aside = path.with_name(f"{path.name}.damaged-{stamp}")
     tries = 1
@@ -329,7 +350,11 @@ def _move_aside(path: Path) -> Path:
         if companion.exists():
             os.replace(companion, aside.with_name(aside.name + suffix))
     _sync_folder(path.parent)
-    return aside
+    return (
+        f"the journal {path} is damaged ({why}) and was kept as {aside.name}; a new one was started. "
+        "Records of earlier boots cannot be replayed, and parts in flight at the last stop have no record; "
+        "check the disk"
+    )
 
 
 def _sync_folder(folder: Path) -> None:

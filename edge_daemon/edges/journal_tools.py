@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge_daemon.edges.journal import Amendment, effective_header, read_amendments
-from edge_daemon.edges.journal_file import explain, open_for_reading
+from edge_daemon.edges.journal_file import UNREADABLE, explain, open_for_reading
 from edge_daemon.errors import JournalError, WireError
 from edge_daemon.wire.codec import decode_header, parse_json
 from edge_daemon.wire.messages import MAX_HEADER_BYTES, RESULT_SCHEMA, Inspection
@@ -71,7 +71,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
     connection = open_for_reading(path, _BUSY_MS)
     try:
         yield connection
-    except sqlite3.Error as exc:
+    except UNREADABLE as exc:
         raise explain(exc, path) from exc
     finally:
         connection.close()
@@ -204,7 +204,7 @@ def _headers_by_table(path: Path) -> Iterator[bytes]:
                         return
                     at = row[0]
                     yield effective_header(row[2], read_amendments(connection, row[1]))
-                except (sqlite3.Error, ValueError):
+                except UNREADABLE:
                     break
 
 

@@ -6,7 +6,9 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import random
+import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -118,14 +120,14 @@ def _tracing(lines: Lines) -> Iterator[None]:
 def _work(pipe: multiprocessing.connection.Connection, place: Path, number: int, only: str, skipped: list[str]) -> None:
     """The process that throws. Says what it found through the pipe; the input at hand lies in a file, for the case that
     it dies of it."""
-    folder = place / f"seeds-{number}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-seeds-"))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders warn about each broken picture
     lanes = []
     for target in targets():
         if only in target.name and target.name not in skipped:
             rng = random.Random(f"{number}/{target.name}")
             lanes.append(_Lane(target, target.seeds(folder), rng))
+    shutil.rmtree(folder)
 
     def found(target: str) -> Callable[[str, str, bytes], None]:
         return lambda what, trace, data: pipe.send(("finding", target, what, trace, data))

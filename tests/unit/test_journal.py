@@ -670,6 +670,35 @@ def test_without_the_sidecar_the_journal_itself_counts(path: Path) -> None:
         assert boot.number == 3
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "INSERT INTO intent VALUES ('r', 1, 'st1', '1', 1, '{')",
+        "INSERT INTO intent VALUES ('r', 1, 'st1', '1', 1, '[]')",
+        "INSERT INTO intent VALUES ('r', 1, 'st1', '1', 1, '{\"station\": \"st1\"}')",
+        "DROP TABLE intent",
+        "DROP TABLE chain",
+        "DELETE FROM chain",
+        "PRAGMA writable_schema=ON; UPDATE sqlite_schema SET sql = 'CREATE TABLE boot (x)' WHERE name = 'boot'",
+        "PRAGMA writable_schema=ON; UPDATE sqlite_schema SET sql = CAST(x'c8ff' AS TEXT) WHERE name = 'boot'",
+    ],
+)
+def test_a_journal_whose_pages_are_whole_and_whose_rows_are_not_is_kept_aside_too(path: Path, damage: str) -> None:
+    """The line begins again with a new one; before, the daemon did not start until somebody came."""
+    with Journal(path, "line-1") as journal:
+        first = journal.boot.number
+    connection = sqlite3.connect(path)
+    connection.executescript(damage)
+    connection.close()
+    with Journal(path, "line-1") as journal:
+        assert "damaged" in journal.boot.alarm
+        assert journal.boot.number > first
+        answers = Answers()
+        journal.conclude(inspection(seq=0, boot=0), answers)
+        answers.wait()
+    assert [aside for aside in path.parent.glob("journal.sqlite.damaged-*") if aside.stat().st_size]
+
+
 def test_damaged_and_without_sidecar_a_number_never_used_before_is_taken(path: Path) -> None:
     with opened(path):
         pass

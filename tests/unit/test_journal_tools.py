@@ -14,7 +14,7 @@ from wire_kit import inspection, not_ok, view
 from edge_daemon.cli import main
 from edge_daemon.edges.journal import Journal
 from edge_daemon.edges.journal_chain import verify
-from edge_daemon.edges.journal_tools import backup, salvage
+from edge_daemon.edges.journal_tools import Wanted, backup, csv_row, find, salvage
 from edge_daemon.errors import JournalError
 from edge_daemon.wire.messages import Inspection, RecipeRef
 
@@ -199,3 +199,45 @@ def test_a_record_that_cannot_be_read_ends_an_export_in_words(path: Path, capsys
     connection.close()
     assert journal("export", "--journal", path) == 1
     assert "record b cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE record SET header = x'ff' WHERE seq = 1",
+        "UPDATE record SET header = x''",
+        "UPDATE record SET station = CAST(x'ff' AS TEXT) WHERE result_id = 'a'",
+        "UPDATE amendment SET body = '{'",
+        "UPDATE amendment SET body = '[]', kind = 'journal'",
+        "UPDATE amendment SET body = '{\"superseded_by\": 7}', kind = 'journal'",
+        "UPDATE amendment SET result_id = CAST(x'ff' AS TEXT)",
+        "DELETE FROM chain",
+        "DROP TABLE amendment",
+    ],
+)
+def test_rows_that_nobody_wrote_are_told_and_the_others_are_saved(path: Path, damage: str) -> None:
+    """SQLite finds nothing wrong with a file like this: its pages are whole."""
+    connection = sqlite3.connect(path)
+    triggers = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+    for (name,) in triggers:
+        connection.execute(f"DROP TRIGGER {name}")
+    connection.executescript(damage)
+    connection.close()
+    told = 0
+    for use in (verify, lambda path: [csv_row(found) for found in find(path, Wanted())]):
+        try:
+            told += bool(getattr(use(path), "problems", ()))
+        except JournalError:
+            told += 1
+    assert told
+    list(salvage(path))
+
+
+def test_a_schema_that_is_no_text_is_told(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"CREATE TABLE amendment", b"CREATE TABLE \xc8mendment", 1))
+    with pytest.raises(JournalError):
+        list(find(path, Wanted()))
+    with pytest.raises(JournalError):
+        verify(path)
+    assert [saved.inspection.result_id for saved in salvage(path)]
