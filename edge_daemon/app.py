@@ -1,12 +1,15 @@
 """The daemon: every concrete part, built and started from top to bottom, stopped in the reverse order."""
 
 import logging
+import os
+import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -21,13 +24,17 @@ from edge_daemon.cameras.open import make_camera
 from edge_daemon.config import Config, config_digest
 from edge_daemon.core.states import State
 from edge_daemon.edges.archive import Archive, ArchiveJob
+from edge_daemon.edges.audit import AuditEntry, AuditTrail, ControlAudit
 from edge_daemon.edges.clock import SystemClock
+from edge_daemon.edges.connections import ConnectionLimits
+from edge_daemon.edges.doorkeeper import Doorkeeper
 from edge_daemon.edges.journal import Boot, Intent, Journal
+from edge_daemon.edges.keyring import KeyRing
 from edge_daemon.edges.publisher import Publisher, PublisherConfig
 from edge_daemon.edges.records import Records
 from edge_daemon.edges.replay import ReplayDesk
 from edge_daemon.edges.retention import Retention, Rules
-from edge_daemon.edges.server import CONTROL, REPLAY, TRIGGERS, RequestServer
+from edge_daemon.edges.server import CONTROL, REPLAY, TRIGGERS, RequestServer, ServerStats
 from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
 from edge_daemon.errors import EdgeError, JournalError
@@ -65,6 +72,8 @@ A = TypeVar("A")
 # half a millisecond of a core.
 _STATUS_GAP_NS, _BUSY_GAP_NS = 10_000_000, 50_000_000
 _EXIT_DEFECT = 70
+# Six sockets with all the connections they may have, and room for what is accepted before it is refused.
+_DESCRIPTORS = 16_384
 # A part that is not judged by its deadline is late: an inspection from which nothing has come for four of them is not
 # slow, it hangs.
 _WATCHDOG_DEADLINES = 4
@@ -114,6 +123,7 @@ class Daemon:
         self._way_out = WayOut(self._clock.monotonic_ns)
         self._outcome_log = OutcomeLog(self._clock.monotonic_ns)
         self._last_published: dict[str, int] = {}
+        self._servers: dict[str, Callable[[], ServerStats]] = {}
 
     def run(self) -> int:
         """Start, serve until `stop`, drain, stop. Returns the exit status. Raises EdgeError when it cannot start."""
@@ -152,6 +162,8 @@ class Daemon:
         config = self._config
         _size_pools(config)
         _make_state_dir(config)
+        _allow_descriptors()
+        keyring = KeyRing(config.keys_path, _credentials()) if config.uses_keys else None
 
         self._journal = Journal(config.journal_path, config.line, on_fatal=self._fatal)
         self._boot: Boot = self._journal.open()
@@ -162,7 +174,11 @@ class Daemon:
 
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         stack.callback(context.term)
-        self._publisher = Publisher(context, _publisher_config(config), on_fatal=self._fatal)
+        limits = ConnectionLimits(most=config.security.max_connections)
+        self._door = Doorkeeper(context, keyring, self._door_told, limits=limits)
+        self._door.open()
+        stack.callback(self._door.close)
+        self._publisher = Publisher(context, _publisher_config(config), door=self._door, on_fatal=self._fatal)
         self._publisher.open()
         stack.callback(self._publisher.close)
 
@@ -240,8 +256,22 @@ class Daemon:
         self._health = HealthDesk(self._compute.submit, self._emit, self._fatal)
         self._start_cameras(stack)
 
-        self._control = ControlDesk(self._stations, self._recipes, self.status, self.stop, self._emit)
+        self._trail = AuditTrail(config.audit_path, lambda: self._clock.utc().text, self._audited)
+        self._trail.open()
+        stack.callback(self._trail.close)
+        self._audit = ControlAudit(self._trail)
+        self._control = ControlDesk(
+            self._stations,
+            self._recipes,
+            self.status,
+            self.stop,
+            self._emit,
+            lambda: asdict(self._door.reload()),
+            self._audit.job_ended,
+        )
         stack.callback(self._control.close)
+        if keyring is not None:
+            self._on_reload.append(self._reload_keys)
         self._serve(stack, context)
 
     def _load_recipes(self) -> None:
@@ -303,11 +333,17 @@ class Daemon:
 
     def _serve(self, stack: ExitStack, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
         wire = self._config.wire
+        most_open = 32 + sum(s.config.queue + 1 for s in self._stations.values())
         control = RequestServer(
             context,
             wire.control,
             CONTROL,
             self._control.handle,
+            max_outstanding_per_client=32,
+            max_per_s=self._config.security.max_requests_per_s,
+            door=self._door,
+            admit=self._audit.admit,
+            ended=self._audit.ended,
             max_request_bytes=wire.max_request_bytes,
             on_fatal=self._fatal,
         )
@@ -317,7 +353,11 @@ class Daemon:
             TRIGGERS,
             self._guarded(TriggerDesk(self._stations).handle),
             # As many as all stations may have open; what is more is missed, and answered at once.
-            max_outstanding=64 + 2 * sum(s.config.queue + 1 for s in self._stations.values()),
+            max_outstanding=2 * most_open,
+            # One gateway has all stations; a client that floods leaves room for another.
+            max_outstanding_per_client=most_open,
+            max_per_s=self._config.security.max_requests_per_s,
+            door=self._door,
             max_request_bytes=wire.max_request_bytes,
             on_fatal=self._fatal,
         )
@@ -331,6 +371,8 @@ class Daemon:
             # An answer is large, and asking again gives it again: none is remembered, few wait for a slow client.
             remembered=0,
             high_water_mark=8,
+            max_per_s=self._config.security.max_requests_per_s,
+            door=self._door,
             on_fatal=self._fatal,
         )
         replay.open()
@@ -339,6 +381,7 @@ class Daemon:
         stack.callback(control.close)
         triggers.open()
         stack.callback(triggers.close)
+        self._servers = {"triggers": triggers.stats, "control": control.stats, "replay": replay.stats}
 
     def _guarded(self, handle: Callable[[Q, A], None]) -> Callable[[Q, A], None]:
         """A trigger whose handling fails in a way nobody foresaw may be counted without a record: stop, and
@@ -373,6 +416,7 @@ class Daemon:
                 continue
             self._wake.clear()
             self._watch_journal()
+            self._watch_door()
             told = [station.standing for station in self._stations.values()]
             self._publish_status()
             self._feed_watchdog()
@@ -418,6 +462,16 @@ class Daemon:
                 station.alarm("journal", failing)
             else:
                 station.all_clear("journal")
+
+    def _watch_door(self) -> None:
+        """Without a doorkeeper nobody new gets in, a gateway that was restarted neither: nothing may wait for a part
+        whose verdict nobody can fetch."""
+        failing = self._door.failing
+        for station in self._stations.values():
+            if failing:
+                station.alarm("doorkeeper", failing)
+            else:
+                station.all_clear("doorkeeper")
 
     def _drain(self) -> None:
         """Take nothing new; every inspection under way ends by itself or by its deadline."""
@@ -466,6 +520,27 @@ class Daemon:
             message=message,
         )
         self._publisher.publish_event(encode_event(event))
+
+    def _door_told(self, name: str, message: str) -> None:
+        self._emit("alarm", "", name, message, "warning")
+
+    def _audited(self, entry: AuditEntry) -> None:
+        if entry.outcome == "begun":
+            return
+        who = ", ".join(word for word in (entry.role, entry.address) if word)
+        text = f"{entry.who}{f' ({who})' if who else ''}: {entry.command} {entry.outcome}"
+        self._emit(
+            "audit",
+            "",
+            f"command_{entry.outcome}",
+            f"{text}: {entry.message}" if entry.message else text,
+            "warning" if entry.outcome in ("refused", "failed") else "info",
+        )
+
+    def _reload_keys(self) -> None:
+        """For SIGHUP. The trail waits for the disk, and deadlines must not wait for the trail."""
+        changes = asdict(self._door.reload())
+        self._control.aside(lambda: self._audit.reloaded(changes))
 
     def _golden_told(self, station: str, name: str, message: str) -> None:
         self._emit("alarm", station, name, message, "error" if name == "golden_failed" else "info")
@@ -520,6 +595,8 @@ class Daemon:
             "publisher": asdict(self._publisher.stats()),
             "pictures_dropped": self._pictures.dropped,
             "archive": asdict(self._archive.stats()),
+            "requests": {name: asdict(stats()) for name, stats in self._servers.items()},
+            "security": self._door.stats() | {"audit_failing": self._trail.failing},
         }
 
 
@@ -557,6 +634,20 @@ def _core_sharing(threads: int) -> Callable[[bool], None]:
     if limit is None:
         return lambda _sharing: None
     return lambda sharing: limit(1 if sharing else threads)
+
+
+def _credentials() -> Path | None:
+    """Where systemd has put the files of LoadCredential=."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(folder) if folder else None
+
+
+def _allow_descriptors() -> None:
+    """Strangers who connect must not take the descriptors that journal and cameras need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _make_state_dir(config: Config) -> None:

@@ -19,6 +19,9 @@ Every record of the journal, whatever happens to this program, the daemon or the
     with Subscriber(replay="tcp://127.0.0.1:5566", since=load_positions()) as results:
         results.follow(keep)
 
+A daemon that the network can reach wants to know who asks. Whoever runs it has made a key file for this program
+(`edge-ctl keys enrol`); name it: `Subscriber("tcp://10.0.0.7:5561", key="mes-1.key")`.
+
 It needs pyzmq, pydantic and `edge_daemon.wire`, nothing else of the daemon. None of it is thread-safe: one object,
 one thread.
 """
@@ -28,6 +31,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import zmq
@@ -44,6 +48,7 @@ from edge_daemon.wire.codec import (
     encode_request,
     topic,
 )
+from edge_daemon.wire.keys import ClientKey, read_client_key
 from edge_daemon.wire.messages import (
     ControlRequest,
     Inspection,
@@ -65,6 +70,9 @@ REPLAY: Final = "tcp://127.0.0.1:5566"
 _MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 _GAPS_KEPT: Final = 10_000
 _LIVE_AT_ONCE: Final = 200
+
+# A key file, or what was read from one; None for a daemon that uses no keys.
+Key = ClientKey | Path | str | None
 
 
 class NoAnswerError(EdgeError):
@@ -137,9 +145,16 @@ class Batch:
 
 
 def connect(
-    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str, *, high_water_mark: int = 10_000
+    context: zmq.Context[zmq.Socket[bytes]],
+    kind: int,
+    endpoint: str,
+    *,
+    high_water_mark: int = 10_000,
+    key: Key = None,
 ) -> zmq.Socket[bytes]:
-    """A connected socket that notices a dead peer within seconds. Raises EdgeError for what is no endpoint."""
+    """A connected socket that notices a dead peer within seconds. Raises EdgeError for what is no endpoint or no key
+    file."""
+    client_key = key if isinstance(key, ClientKey) or key is None else read_client_key(Path(key))
     socket = context.socket(kind)
     try:
         socket.setsockopt(zmq.LINGER, 0)
@@ -150,6 +165,8 @@ def connect(
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
         socket.setsockopt(zmq.HEARTBEAT_TTL, 3000)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        if client_key is not None:
+            client_key.apply(socket)
         if kind == zmq.DEALER:
             # Nothing is kept for a daemon that is not there: a trigger must not arrive when its part has gone.
             socket.setsockopt(zmq.IMMEDIATE, 1)
@@ -171,6 +188,7 @@ class Subscriber:
               station starts the count, and what came before is not missed
     on_gap:   called with each Gap, besides `gaps`
     replay:   replay socket of the daemon, for `follow`
+    key:      key file of this program, where the daemon uses keys
 
     `gaps` and `boots` hold what was noticed, oldest first (at most 10,000 each); `received`, `missed`, `repeated`
     and `malformed` count. The first messages after connecting are lost by design of publish and subscribe; a
@@ -186,8 +204,10 @@ class Subscriber:
         since: Mapping[str, tuple[int, int] | Position] | None = None,
         on_gap: Callable[[Gap], None] | None = None,
         replay: str | None = None,
+        key: Key = None,
     ) -> None:
         self._endpoint = endpoint
+        self._key = key
         self._replay = replay
         self._station = station
         self._topic = f"{RESULT_TOPIC}/".encode() if station is None else topic(RESULT_TOPIC, station)
@@ -210,7 +230,7 @@ class Subscriber:
         self.close()
         self._context = zmq.Context()
         try:
-            self._socket = connect(self._context, zmq.SUB, self._endpoint)
+            self._socket = connect(self._context, zmq.SUB, self._endpoint, key=self._key)
         except EdgeError:
             self.close()
             raise
@@ -274,7 +294,7 @@ class Subscriber:
         """
         if self._socket is None or self._replay is None:
             raise EdgeError("to follow the journal, give the replay endpoint and use `with Subscriber(...)`")
-        with ReplayClient(self._replay) as asker:
+        with ReplayClient(self._replay, key=self._key) as asker:
             check_at = time.monotonic()
             while until is None or not until():
                 if time.monotonic() >= check_at:
@@ -403,12 +423,12 @@ class Subscriber:
 class _Asker:
     """One request, one answer, over a DEALER socket; late answers of earlier requests are passed over."""
 
-    def __init__(self, endpoint: str, timeout_s: float) -> None:
+    def __init__(self, endpoint: str, timeout_s: float, key: Key) -> None:
         self._endpoint = endpoint
         self._timeout_s = timeout_s
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
-            self._socket = connect(self._context, zmq.DEALER, endpoint)
+            self._socket = connect(self._context, zmq.DEALER, endpoint, key=key)
         except EdgeError:
             self._context.term()
             raise
@@ -428,7 +448,8 @@ class _Asker:
 
         if not ready(zmq.POLLOUT):
             raise NoAnswerError(
-                f"nobody answers at {self._endpoint}; nothing was sent: is the daemon running, is this its address?"
+                f"nobody answers at {self._endpoint}; nothing was sent: is the daemon running, is this its address? A "
+                "daemon that uses keys is silent to strangers: give the key file that was made for this program"
             )
         self._socket.send_multipart([b"", body], zmq.DONTWAIT)
         while ready(zmq.POLLIN):
@@ -446,8 +467,8 @@ class ReplayClient(_Asker):
         print(replay.stations(), replay.fetch("st1", 7, 1).records)
     """
 
-    def __init__(self, endpoint: str = REPLAY, timeout_s: float = 2.0) -> None:
-        super().__init__(endpoint, timeout_s)
+    def __init__(self, endpoint: str = REPLAY, timeout_s: float = 2.0, *, key: Key = None) -> None:
+        super().__init__(endpoint, timeout_s, key)
 
     def __enter__(self) -> "ReplayClient":
         return self
@@ -488,8 +509,8 @@ class TriggerClient(_Asker):
         reply = triggers.trigger("st1", "4711")
     """
 
-    def __init__(self, endpoint: str = TRIGGERS, timeout_s: float = 2.0) -> None:
-        super().__init__(endpoint, timeout_s)
+    def __init__(self, endpoint: str = TRIGGERS, timeout_s: float = 2.0, *, key: Key = None) -> None:
+        super().__init__(endpoint, timeout_s, key)
 
     def __enter__(self) -> "TriggerClient":
         return self
@@ -535,8 +556,8 @@ class ControlClient(_Asker):
         print(control.request("status"))
     """
 
-    def __init__(self, endpoint: str = CONTROL, timeout_s: float = 5.0) -> None:
-        super().__init__(endpoint, timeout_s)
+    def __init__(self, endpoint: str = CONTROL, timeout_s: float = 5.0, *, key: Key = None) -> None:
+        super().__init__(endpoint, timeout_s, key)
 
     def __enter__(self) -> "ControlClient":
         return self

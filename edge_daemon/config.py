@@ -39,8 +39,8 @@ def _no_bool(value: object) -> object:
     return value
 
 
-def _local_endpoint(value: str) -> str:
-    """An address that only this PC can reach: tcp://127.x.y.z:port, or ipc:// with a short absolute path."""
+def _endpoint(value: str) -> str:
+    """tcp://ADDRESS:PORT with an IPv4 address of this PC or `*` for all, or ipc:// with a short absolute path."""
     scheme, _, rest = value.partition("://")
     if scheme == "ipc":
         if not rest.startswith("/"):
@@ -53,24 +53,36 @@ def _local_endpoint(value: str) -> str:
         raise ValueError("must look like tcp://127.0.0.1:5561 or ipc:///run/edge-daemon/results")
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
         raise ValueError(f"the port must be a number from 1 to 65535, not {port!r}")
-    if not _is_ipv4_loopback(host):
+    if host != "*" and not _is_ipv4(host):
         raise ValueError(
-            f"{host} can be reached from the network, and connections are not yet encrypted or authenticated: "
-            f"anyone there could trigger, stop or listen; use tcp://127.0.0.1:{port}"
+            f"{host} is no IPv4 address; use tcp://127.0.0.1:{port} for programs on this PC only, or this PC's own "
+            "address, or * for all of them"
         )
     return value
 
 
-def _is_ipv4_loopback(host: str) -> bool:
+def _is_ipv4(host: str) -> bool:
     try:
-        return ipaddress.IPv4Address(host).is_loopback
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_local_endpoint(endpoint: str) -> bool:
+    """Whether only programs on this PC can reach it. Anything that is not surely so is not."""
+    scheme, _, rest = endpoint.partition("://")
+    if scheme == "ipc":
+        return True
+    try:
+        return scheme == "tcp" and ipaddress.IPv4Address(rest.rpartition(":")[0]).is_loopback
     except ValueError:
         return False
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-Endpoint = Annotated[str, AfterValidator(_local_endpoint)]
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
 PublicKey = Annotated[str, AfterValidator(checked_public_key)]
 Count = Annotated[int, BeforeValidator(_no_bool)]
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
@@ -87,8 +99,9 @@ class Section(BaseModel):
 
 
 class WireConfig(Section):
-    """Where other programs connect. Until connections are encrypted and authenticated, only addresses
-    of this PC are accepted."""
+    """Where other programs connect: `tcp://ADDRESS:PORT`, with an IPv4 address of this PC or `*` for all of them, or
+    `ipc:///PATH`. As soon as the network can reach one of them, all connections are encrypted and authenticated: see
+    `[security]`."""
 
     results: Endpoint = "tcp://127.0.0.1:5561"
     """Results: one message per part (publisher)."""
@@ -189,7 +202,19 @@ class StoreConfig(Section):
 
 
 class SecurityConfig(Section):
-    """Who is trusted."""
+    """Who is trusted, and what one client may take."""
+
+    curve: Literal["auto", "always"] = "auto"
+    """Whether connections are encrypted and authenticated with the keys that `edge-ctl keys` makes. `auto`: all of them
+    as soon as the network can reach one endpoint. `always`: on a PC that is used by several people, too."""
+    keys_dir: Path | None = None
+    """The folder of the daemon's key and the list of clients; `keys` in the state folder by default. A `server.key`
+    that systemd hands over (`LoadCredential=`) wins over the one there."""
+    max_connections: Annotated[Count, Field(ge=8, le=4_096)] = 256
+    """Connections to one socket at a time; one more is refused and counted."""
+    max_requests_per_s: Annotated[Number, Field(ge=10, le=100_000)] = 2_000
+    """Requests of one client to one socket in a second; more are refused with `too_fast`, and a client that goes on all
+    the same is cut off. Several times what the line needs."""
 
     trusted_signers: Annotated[dict[TableName, PublicKey], Field(max_length=64)] = {}
     """Public keys of those whose signature on a recipe counts, by name: `anna = "…="`, as `edge-export signing-key
@@ -323,6 +348,23 @@ class Config(Section):
     """The cameras, one table each."""
     stations: Annotated[dict[TableName, StationConfig], Field(min_length=1)]
     """The stations, one table each."""
+
+    @property
+    def uses_keys(self) -> bool:
+        """Whether connections are encrypted and authenticated."""
+        wire = self.wire
+        endpoints = (wire.results, wire.images, wire.status, wire.triggers, wire.control, wire.replay)
+        return self.security.curve == "always" or not all(map(is_local_endpoint, endpoints))
+
+    @property
+    def keys_path(self) -> Path:
+        """The folder of the keys."""
+        return self.security.keys_dir or self.state_dir / "keys"
+
+    @property
+    def audit_path(self) -> Path:
+        """Every command, with who gave it and what came of it."""
+        return self.state_dir / "audit.jsonl"
 
     @property
     def journal_path(self) -> Path:
@@ -461,6 +503,7 @@ def _anchor_paths(raw: Table, base: Path) -> None:
     anchor(raw.get("journal"), "path")
     anchor(raw.get("archive"), "path")
     anchor(raw.get("store"), "path")
+    anchor(raw.get("security"), "keys_dir")
     for camera in _tables(raw.get("cameras")):
         if camera.get("kind") == "gentl":
             anchor(camera, "producer")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from edge_daemon import client
 from edge_daemon.client import ControlClient, NoAnswerError, RefusedError, Subscriber, TriggerClient
+from edge_daemon.ctl_keys import add_keys
 from edge_daemon.errors import EdgeError
 from edge_daemon.wire.messages import Inspection, JobState, Status, ViewMessage
 
@@ -33,8 +35,12 @@ examples:
   edge-ctl drain st1; edge-ctl resume st1              let a station run empty; take it up again
   edge-ctl --json job 5f2c                             how far a slow command is
 
+  edge-ctl keys --help                                 encrypt and authenticate; enrol and revoke clients
+  edge-ctl --key eva.key reload-keys                   put a changed list of clients in force
+
 Where the daemon is: --config edge.toml reads its [wire] section; single endpoints by flag or by EDGE_CTL_CONTROL,
-EDGE_CTL_TRIGGERS and EDGE_CTL_RESULTS; flags win over the environment, both over the file.
+EDGE_CTL_TRIGGERS and EDGE_CTL_RESULTS; flags win over the environment, both over the file. A daemon that the network
+can reach wants a key: --key FILE or EDGE_CTL_KEY.
 
 exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 no answer
 """
@@ -57,6 +63,8 @@ class Endpoints:
     results: str
     triggers: str
     control: str
+    key: Path | None = None
+    """Key file, where the daemon uses keys."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,12 +106,13 @@ def find_endpoints(args: argparse.Namespace, environment: Mapping[str, str]) -> 
         found = getattr(args, name) or next(filter(None, told), None) or configured.get(name, default)
         if not isinstance(found, str):
             raise UsageError(f"{args.config}: wire.{name} is no endpoint such as {default}")
-        return found
+        return re.sub(r"^tcp://(\*|0\.0\.0\.0):", "tcp://127.0.0.1:", found)  # listening on all of this PC's addresses
 
     return Endpoints(
         results=find("results", client.RESULTS),
         triggers=find("triggers", client.TRIGGERS),
         control=find("control", client.CONTROL),
+        key=args.key or (Path(environment["EDGE_CTL_KEY"]) if environment.get("EDGE_CTL_KEY") else None),
     )
 
 
@@ -144,6 +153,8 @@ def _parser() -> argparse.ArgumentParser:
         add(name, _for_stations, text).add_argument("station", nargs="?", help="default: all stations")
         commands.choices[name].set_defaults(command=name)
     add("shutdown", _shutdown, "Stop the daemon cleanly, everything in flight answered.")
+    add("reload-keys", _reload_keys, "Put the list of clients in force as it is now; who was revoked is cut off.")
+    add_keys(commands, lambda parser: _add_common(parser, first=False), _apply)
     job = add("job", _job, "State of a slow command.")
     job.add_argument("job")
     job.add_argument("--wait", action="store_true", help="until it is done or has failed")
@@ -174,6 +185,13 @@ def _add_common(parser: argparse.ArgumentParser, *, first: bool) -> None:
         default=default(None),
         help=shown("the daemon's config file; its [wire] is read"),
     )
+    parser.add_argument(
+        "--key",
+        type=Path,
+        metavar="FILE",
+        default=default(None),
+        help=shown("your key file, where the daemon uses keys"),
+    )
     endpoint("--control", "control", client.CONTROL)
     endpoint("--triggers", "trigger", client.TRIGGERS)
     endpoint("--results", "results", client.RESULTS)
@@ -203,7 +221,7 @@ def _count(text: str) -> int:
 
 
 def _status(args: argparse.Namespace, endpoints: Endpoints, out: TextIO) -> int:
-    with ControlClient(endpoints.control, args.timeout) as control:
+    with ControlClient(endpoints.control, args.timeout, key=endpoints.key) as control:
         try:
             result = control.request("status")
         except RefusedError as exc:
@@ -224,6 +242,20 @@ def _for_stations(args: argparse.Namespace, endpoints: Endpoints, out: TextIO) -
     return _ask_and_show(args, endpoints, out, args.command, {"station": args.station} if args.station else {})
 
 
+def _reload_keys(args: argparse.Namespace, endpoints: Endpoints, out: TextIO) -> int:
+    return _ask_and_show(args, endpoints, out, "reload_keys", {})
+
+
+def _apply(args: argparse.Namespace) -> str:
+    """Tells the daemon that the list of clients is another now. Raises EdgeError."""
+    endpoints = find_endpoints(args, os.environ)
+    if endpoints.key is None:
+        return "In force after `edge-ctl --key FILE reload-keys`, `systemctl reload edge-daemon` or a restart."
+    with ControlClient(endpoints.control, args.timeout, key=endpoints.key) as control:
+        control.request("reload_keys")
+    return "In force now."
+
+
 def _shutdown(args: argparse.Namespace, endpoints: Endpoints, out: TextIO) -> int:
     return _ask_and_show(args, endpoints, out, "shutdown", {})
 
@@ -231,7 +263,7 @@ def _shutdown(args: argparse.Namespace, endpoints: Endpoints, out: TextIO) -> in
 def _ask_and_show(
     args: argparse.Namespace, endpoints: Endpoints, out: TextIO, command: str, fields: dict[str, Any]
 ) -> int:
-    with ControlClient(endpoints.control, args.timeout) as control:
+    with ControlClient(endpoints.control, args.timeout, key=endpoints.key) as control:
         try:
             result = control.request(command, fields)
         except RefusedError as exc:
@@ -242,7 +274,7 @@ def _ask_and_show(
 
 def _trigger(args: argparse.Namespace, endpoints: Endpoints, out: TextIO) -> int:
     trigger_id = args.trigger_id or f"ctl-{os.urandom(6).hex()}"
-    with TriggerClient(endpoints.triggers, args.timeout) as triggers:
+    with TriggerClient(endpoints.triggers, args.timeout, key=endpoints.key) as triggers:
         reply = triggers.trigger(args.station, trigger_id, part_id=args.part_id, job=args.job, mode=args.mode)
     if args.json:
         print(reply.model_dump_json(), file=out)
@@ -255,7 +287,7 @@ def _trigger(args: argparse.Namespace, endpoints: Endpoints, out: TextIO) -> int
 
 def _activate(args: argparse.Namespace, endpoints: Endpoints, out: TextIO) -> int:
     fields = {"station": args.station, **chosen_recipes(args.recipe)}
-    with ControlClient(endpoints.control, args.timeout) as control:
+    with ControlClient(endpoints.control, args.timeout, key=endpoints.key) as control:
         try:
             job = control.request("activate", fields).get("job")
             if args.no_wait or not job:
@@ -280,7 +312,7 @@ def chosen_recipes(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _job(args: argparse.Namespace, endpoints: Endpoints, out: TextIO) -> int:
-    with ControlClient(endpoints.control, args.timeout) as control:
+    with ControlClient(endpoints.control, args.timeout, key=endpoints.key) as control:
         try:
             return _show_job(args, out, control.wait(args.job) if args.wait else control.job(args.job))
         except RefusedError as exc:
@@ -303,7 +335,7 @@ def _show_job(args: argparse.Namespace, out: TextIO, state: JobState) -> int:
 def _watch(args: argparse.Namespace, endpoints: Endpoints, out: TextIO) -> int:
     colours = out.isatty() and "NO_COLOR" not in os.environ
     seen = 0
-    with Subscriber(endpoints.results, args.station, timeout_s=args.idle) as results:
+    with Subscriber(endpoints.results, args.station, timeout_s=args.idle, key=endpoints.key) as results:
         if not args.json:
             print(f"watching {endpoints.results}; Ctrl-C ends", file=sys.stderr)
         for inspection in results:

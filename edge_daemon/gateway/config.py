@@ -43,6 +43,8 @@ class DaemonConfig(Section):
     """Status of the daemon."""
     triggers: Endpoint = client.TRIGGERS
     """Where the daemon takes triggers."""
+    key: Path | None = None
+    """Key file of the gateway, with the role `gateway`, where the daemon uses keys: `edge-ctl keys enrol` makes it."""
 
 
 class ModbusConfig(Section):
@@ -186,6 +188,9 @@ def load_config(path: Path) -> GatewayConfig:
     except (ValueError, RecursionError) as exc:  # no UTF-8, no TOML, nested too deeply, a number of 5,000 digits
         raise ConfigError([f"{path}: is not valid TOML: {exc}; nothing else was checked"]) from exc
     _anchor(raw.get("opcua"), path.absolute().parent)
+    daemon = raw.get("daemon")
+    if isinstance(daemon, dict) and isinstance(daemon.get("key"), str):
+        daemon["key"] = path.absolute().parent / daemon["key"]
     try:
         return GatewayConfig.model_validate(raw)
     except ValidationError as exc:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, cast
 
 import zmq
@@ -24,6 +25,7 @@ from edge_daemon.wire.codec import (
     encode_request,
     topic,
 )
+from edge_daemon.wire.keys import read_client_key
 from edge_daemon.wire.messages import TriggerRequest
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ class DaemonEndpoints:
     results: str
     status: str
     triggers: str
+    key: Path | None = None
+    """Key file of the gateway, where the daemon uses keys."""
 
 
 class DaemonLink:
@@ -61,13 +65,14 @@ class DaemonLink:
 
     def open(self) -> None:
         """Connects in the background; a daemon that is not there yet is waited for. Raises EdgeError."""
+        key = read_client_key(self._endpoints.key) if self._endpoints.key is not None else None
         self._context = zmq.asyncio.Context()
         kinds = (("results", zmq.SUB, RESULT_TOPIC), ("status", zmq.SUB, STATUS_TOPIC), ("triggers", zmq.DEALER, ""))
         try:
             for name, kind, subject in kinds:
                 # The asyncio context makes sockets with the same options and awaitable calls.
                 context = cast("zmq.Context[zmq.Socket[bytes]]", self._context)
-                socket = connect(context, kind, getattr(self._endpoints, name))
+                socket = connect(context, kind, getattr(self._endpoints, name), key=key)
                 self._sockets[name] = socket
                 if subject:
                     for station in self._stations:

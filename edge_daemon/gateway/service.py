@@ -70,7 +70,9 @@ class Gateway:
         self._run_id = os.urandom(4).hex()
         daemon = config.daemon
         self._link = DaemonLink(
-            DaemonEndpoints(daemon.results, daemon.status, daemon.triggers), config.stations, self._from_daemon
+            DaemonEndpoints(daemon.results, daemon.status, daemon.triggers, daemon.key),
+            config.stations,
+            self._from_daemon,
         )
         self.sessions = {
             name: StationSession(station.settings(name), self._run_id, self._link.ask)

@@ -94,7 +94,8 @@ class ControlDesk:
     answered with a job id at once.
 
     status: makes the daemon's status; stop: begins the daemon's clean stop; emit: sends an event
-    (kind, station, name, message).
+    (kind, station, name, message); reload_keys: puts the list of clients in force and says what it changed;
+    job_ended: told of the end of each slow command. Who may give which command is ruled before it comes here.
     """
 
     def __init__(
@@ -104,12 +105,16 @@ class ControlDesk:
         status: Callable[[], dict[str, Any]],
         stop: Callable[[], None],
         emit: EmitEvent,
+        reload_keys: Callable[[], dict[str, Any]],
+        job_ended: Callable[[JobState], None],
     ) -> None:
         self._stations = stations
         self._recipes = recipes
         self._status = status
         self._stop = stop
         self._emit = emit
+        self._reload_keys = reload_keys
+        self._job_ended = job_ended
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jobs")
         self._jobs: OrderedDict[str, _Job] = OrderedDict()
         self._lock = threading.Lock()
@@ -118,6 +123,10 @@ class ControlDesk:
     def close(self) -> None:
         """Wait for the job under way; those that wait are given up."""
         self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def aside(self, work: Callable[[], None]) -> None:
+        """Do something small that waits for a disk, after the jobs before it."""
+        self._worker.submit(work)
 
     def handle(self, request: ControlRequest, reply: Reply) -> None:
         """Carry out one command and answer it, now or when it is done."""
@@ -148,12 +157,13 @@ class ControlDesk:
                 return {"result": self._each(request.args, "draining", Station.halt)}
             case "resume":
                 return {"result": self._each(request.args, "resumed", Station.resume)}
+            case "reload_keys":
+                return {"result": self._reload_keys()}
             case "shutdown":
-                self._emit("audit", "", "shutdown", "shutdown was asked for by control")
                 self._stop()
                 return {"result": {"stopping": True}}
             case unknown:
-                known = "status, recipes, trigger, activate, job, drain, resume, shutdown"
+                known = "status, recipes, trigger, activate, job, drain, resume, reload_keys, shutdown"
                 raise RefusedCommandError("unknown_command", f"unknown command {unknown!r}; commands: {known}")
 
     # -- commands ------------------------------------------------------------------------------------
@@ -170,7 +180,6 @@ class ControlDesk:
         chosen = list(self._stations.values()) if args.get("station") is None else [self._station(args)]
         for station in chosen:
             act(station)
-            self._emit("audit", station.name, word, f"station {station.name} is {word} by control")
         return {word: [station.name for station in chosen]}
 
     def _list_recipes(self) -> dict[str, Any]:
@@ -257,10 +266,11 @@ class ControlDesk:
             changes: dict[str, Any] = {"state": "done", "progress": 1.0, "result": work()}
         except EdgeError as error:
             changes = {"state": "failed", "error": ControlFault(code="failed", message=str(error))}
-            self._emit("audit", "", f"{job.state.command}_failed", str(error))
         except Exception as error:  # a defect of the program; the line goes on with what it has
             changes = {"state": "failed", "error": ControlFault(code="internal", message=repr(error))}
-        job.state = job.state.model_copy(update=changes)
+        ended = job.state.model_copy(update=changes)
+        self._job_ended(ended)
+        job.state = ended
 
     def _job(self, args: Mapping[str, Any]) -> dict[str, Any]:
         job = self._jobs.get(str(args.get("job")))

@@ -309,12 +309,21 @@ def test_a_muddled_choice_of_recipes_is_refused_before_anything_is_sent(words: l
 def test_endpoints_come_from_flags_then_environment_then_the_config_file(tmp_path: Path) -> None:
     file = tmp_path / "edge.toml"
     file.write_text('[wire]\nresults = "tcp://127.0.0.1:1"\ntriggers = "tcp://127.0.0.1:2"\ncontrol = "ipc://c"\n')
-    args = argparse.Namespace(config=file, results=None, triggers=None, control="tcp://127.0.0.1:9")
+    args = argparse.Namespace(config=file, results=None, triggers=None, control="tcp://127.0.0.1:9", key=None)
     found = ctl.find_endpoints(args, {"EDGE_CTL_TRIGGERS": "tcp://127.0.0.1:8", "EDGE_CTL_CONTROL": "x"})
     assert found == ctl.Endpoints("tcp://127.0.0.1:1", "tcp://127.0.0.1:8", "tcp://127.0.0.1:9")
     args.config = None
     assert ctl.find_endpoints(args, {"EDGE_WIRE__RESULTS": "ipc://r"}).results == "ipc://r"
     assert ctl.find_endpoints(args, {}).triggers == "tcp://127.0.0.1:5564"
+
+
+def test_a_daemon_that_listens_on_all_addresses_is_found_on_this_pc(tmp_path: Path) -> None:
+    file = tmp_path / "edge.toml"
+    file.write_text('[wire]\nresults = "tcp://*:1"\ntriggers = "tcp://0.0.0.0:2"\n')
+    args = argparse.Namespace(config=file, results=None, triggers=None, control=None, key=None)
+    found = ctl.find_endpoints(args, {"EDGE_CTL_KEY": "eva.key"})
+    assert (found.results, found.triggers) == ("tcp://127.0.0.1:1", "tcp://127.0.0.1:2")
+    assert found.key == Path("eva.key")
 
 
 @pytest.mark.parametrize("text", ["[wire\n", "wire = 5\n", "[wire]\ncontrol = 5565\n", None])

@@ -117,6 +117,23 @@ def test_defaults_keep_to_this_pc_and_name_no_fallback(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("lines", "used"),
+    [
+        ("", False),
+        ('[wire]\nresults = "tcp://127.9.9.9:5561"\ncontrol = "ipc:///run/edge/control"', False),
+        ('[security]\ncurve = "always"', True),
+        ('[wire]\nimages = "tcp://*:5562"', True),
+        ('[wire]\nreplay = "tcp://0.0.0.0:5566"', True),
+        ('[wire]\ntriggers = "tcp://192.168.1.4:5564"', True),
+    ],
+)
+def test_keys_are_used_as_soon_as_the_network_can_reach_one_endpoint(tmp_path: Path, lines: str, used: bool) -> None:
+    config = load(tmp_path, f"{GOOD}\n{lines}\n")
+    assert config.uses_keys is used
+    assert config.keys_path == config.state_dir / "keys"
+
+
 def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGE_LINE", "line-8")
     monkeypatch.setenv("EDGE_STATE_DIR", "elsewhere")
@@ -157,7 +174,7 @@ TEN_MISTAKES = """\
 lien = "line-7"
 
 [wire]
-results = "tcp://0.0.0.0:5561"
+results = "tcp://eth0:5561"
 images = "tcp://127.0.0.1:5563"
 
 [engine]
@@ -192,7 +209,7 @@ def test_ten_mistakes_are_ten_problems_in_the_order_of_the_file(tmp_path: Path) 
     expected = [
         "lien (line 1): is no key of this table (did you mean 'line'?)",
         "wire.images (line 5): tcp://127.0.0.1:5563 is already the endpoint of `status`",
-        "wire.results (line 4): 0.0.0.0 can be reached from the network",
+        "wire.results (line 4): eth0 is no IPv4 address",
         "engine.provider (line 8): 'cdua' is not allowed (did you mean 'cuda'?); allowed: 'cpu', 'cuda' or 'tensorrt'",
         "cameras.top.size[0] (line 13): must be at least 64, not 3",
         "cameras.side.kind (line 16): there is no kind 'foldr' (did you mean 'folder'?)",
@@ -235,11 +252,13 @@ def test_ten_mistakes_are_ten_problems_in_the_order_of_the_file(tmp_path: Path) 
         ("engine", 'fallback = "cpu"', "'cpu' cannot stand in for the provider 'cpu'"),
         ("journal", "commit_budget_ms = 0", "must be greater than 0"),
         ("journal", "path = 5", "must be a path in quotes, not 5"),
-        ("wire", 'results = "tcp://*:5561"', "* can be reached from the network"),
         ("wire", 'results = "tcp://localhost:5561"', "use tcp://127.0.0.1:5561"),
-        ("wire", 'results = "tcp://192.168.1.4:5561"', "192.168.1.4 can be reached from the network"),
-        ("wire", 'results = "tcp://[::]:5561"', "can be reached from the network"),
-        ("wire", 'results = "tcp://127.0.0.1.evil.example:5561"', "can be reached from the network"),
+        ("wire", 'results = "tcp://eth0:5561"', "eth0 is no IPv4 address"),
+        ("wire", 'results = "tcp://[::]:5561"', "[::] is no IPv4 address"),
+        ("wire", 'results = "tcp://127.0.0.1.evil.example:5561"', "is no IPv4 address"),
+        ("wire", 'results = "tcp://127.1:5561"', "127.1 is no IPv4 address"),
+        ("security", 'curve = "never"', "allowed: 'auto' or 'always'"),
+        ("security", "max_connections = 0", "must be at least 8"),
         ("wire", 'results = "tcp://127.0.0.1:0"', "the port must be a number from 1 to 65535"),
         ("wire", 'results = "tcp://127.0.0.1:5561 "', "the port must be a number from 1 to 65535"),
         ("wire", 'results = "udp://127.0.0.1:5561"', "must look like tcp://127.0.0.1:5561"),
