@@ -59,6 +59,7 @@ class JournalHandler(logging.Handler):
 
     def __init__(self, program: str, address: str = JOURNAL_SOCKET) -> None:
         super().__init__()
+        self.setFormatter(logging.Formatter("%(message)s"))  # or basicConfig gives it one that repeats the fields
         self._program = program
         self._address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
