@@ -163,7 +163,7 @@ def _read_header(data: bytes, name: str) -> _Header:
         if data.startswith(magic):
             try:
                 return reader(data, name)
-            except (struct.error, IndexError) as exc:  # reading beyond the end
+            except (struct.error, IndexError, OverflowError) as exc:  # reading beyond the end
                 raise _truncated(name) from exc
     raise PictureError(f"{name}: not a PNG, JPEG, BMP or TIFF picture")
 

@@ -13,6 +13,8 @@ from edge_daemon.errors import ConfigError
 from edge_daemon.gateway.dialogue import DialogueSettings, Job
 
 _MS: Final = 1_000_000
+_SHOWN: Final = 80  # of a name or value that is wrong: enough to find it by
+_TOLD: Final = 500
 
 
 def _no_bool(value: object) -> object:
@@ -208,7 +210,7 @@ def _anchor(opcua: object, base: Path) -> None:
 
 def _told(problem: dict[str, Any]) -> str:
     """One sentence: where, and what is wrong there."""
-    where = ".".join(str(step) for step in problem["loc"] if step != "[key]") or "the file"
+    where = ".".join(str(step)[:_SHOWN] for step in problem["loc"] if step != "[key]") or "the file"
     match problem["type"]:
         case "missing":
             text = "is missing"
@@ -218,5 +220,6 @@ def _told(problem: dict[str, Any]) -> str:
             text = str(problem["ctx"]["error"])
         case _:
             message = re.sub(r"^(Input|Value|String) should", "must", str(problem["msg"]))
-            text = f"{message[:1].lower()}{message[1:]}, not {problem['input']!r}"
-    return f"{where}: {text}"
+            shown = repr(problem["input"])
+            text = f"{message[:1].lower()}{message[1:]}, not {shown[:_SHOWN]}{'…' if len(shown) > _SHOWN else ''}"
+    return f"{where}: {text[:_TOLD]}"
