@@ -349,6 +349,12 @@ def _hints(config: Config, ready: _Ready) -> Iterator[Finding]:
         if (station, view.name) in ready and ready[station, view.name].recipe.manifest.provisional:
             text = f"stations.{station}: recipe {view.recipe} is provisional: its threshold rests on too few pictures"
             yield Finding("hint", text)
+        if (station, view.name) in ready and ready[station, view.name].recipe.manifest.health is None:
+            text = (
+                f"stations.{station}: recipe {view.recipe} has no health limits: dark, blurred or moved pictures are "
+                "judged like any other; learn limits from good pictures with `edge-export health`"
+            )
+            yield Finding("hint", text)
     threads, cores = config.engine.intra_op_threads, physical_cores()
     if threads > cores:
         yield Finding("hint", f"engine.intra_op_threads: {threads} threads on {cores} cores take turns; 0 is faster")

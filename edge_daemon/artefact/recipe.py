@@ -37,6 +37,7 @@ from edge_daemon.artefact.manifest import (
 )
 from edge_daemon.artefact.pictures import MAX_PIXELS, decode_picture
 from edge_daemon.artefact.signature import MAX_SIGNATURE_BYTES, SIGNATURE, Signed, Trust
+from edge_daemon.core.health import SMALLEST_REGION_PX
 from edge_daemon.errors import (
     EdgeError,
     PictureError,
@@ -277,11 +278,29 @@ def _check_geometry(manifest: Manifest, where: str) -> None:
     ):
         if (part is None) == (feature in manifest.required_features):
             problems.append(f"{what} and the feature {feature} do not come together")
-    for name, limit in manifest.health.limits.items() if manifest.health else ():
-        if limit.lower is not None and limit.upper is not None and limit.lower > limit.upper:
-            problems.append(f"the lower health limit of {name} is above the upper one")
+    problems += _health_problems(manifest)
     if problems:
         raise RecipeShapeError(f"{where}: {'; '.join(problems)}")
+
+
+def _health_problems(manifest: Manifest) -> list[str]:
+    """Limits that could not be held against a picture would let every one pass."""
+    if manifest.health is None:
+        return []
+    problems = [
+        f"the lower health limit of {name} is above the upper one"
+        for name, limit in manifest.health.limits.items()
+        if limit.lower is not None and limit.upper is not None and limit.lower > limit.upper
+    ]
+    region = None if manifest.align is not None else manifest.view.region
+    width, height = manifest.view.frame_size if region is None else region[2:]
+    if min(width, height) < SMALLEST_REGION_PX:
+        least = f"{SMALLEST_REGION_PX}x{SMALLEST_REGION_PX}"
+        problems.append(
+            f"health cannot be measured in {width}x{height} px, it takes {least}: build the recipe with a larger "
+            "region, or without health limits"
+        )
+    return problems
 
 
 def _tiles_problems(manifest: Manifest) -> list[str]:

@@ -5,7 +5,6 @@ unhealthy picture, and no score can speak for it.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from edge_daemon.core.health import (
     FRAMES_REMEMBERED,
     HealthLimits,
     Measure,
+    Repeats,
     Violation,
     fingerprint,
     measure,
@@ -34,7 +34,7 @@ Emit = Callable[[str, str, str, str, str], None]
 _FROZEN = Violation(
     Reason.HEALTH_FROZEN,
     f"the picture repeats one of the {FRAMES_REMEMBERED} before it bit by bit, which no living sensor does: restart "
-    "the camera, look at its cable and driver",
+    "the camera, look at its cable and driver (or is it a test pattern?)",
 )
 _ADVICE: Mapping[Reason, str] = {
     Reason.HEALTH_BLACK: "is the light on, the lens covered?",
@@ -51,14 +51,14 @@ _ADVICE: Mapping[Reason, str] = {
 class _View:
     """What is remembered of one view of one station. Touched by its camera's reader alone.
 
-    recipe: digest of the one that limits and charts are of; recent: fingerprints of the last frames.
+    recipe: digest of the one that limits and charts are of; recent: the last frames, whatever recipe they were for.
     """
 
     may_repeat: bool
     recipe: str = ""
     limits: HealthLimits | None = None
     charts: dict[Measure, Drift] = field(default_factory=dict)
-    recent: deque[bytes] = field(default_factory=lambda: deque(maxlen=FRAMES_REMEMBERED))
+    recent: Repeats = field(default_factory=Repeats)
     ill: Reason | None = None
 
 
@@ -85,6 +85,9 @@ class HealthDesk:
         begun = time.perf_counter()
         try:
             found = self._look(work)
+        except PictureError:  # nobody can say that it is healthy
+            work.station.view_done(work.inspection, work.view, ViewOutcome.failed(Reason.FRAME_SIZE, work.frame))
+            return
         except Exception as error:  # a defect of the program: nobody knows whether this picture can be judged
             work.station.view_done(work.inspection, work.view, ViewOutcome.failed(Reason.ENGINE, work.frame))
             self._fatal(error)
@@ -103,32 +106,34 @@ class HealthDesk:
     # -- one frame -----------------------------------------------------------------------------------
 
     def _look(self, work: Work) -> Violation | None:
-        """What is wrong with the picture. A frame that does not fit its recipe is left to the inspection to refuse."""
+        """What is wrong with the picture. A frame that does not fit its recipe is left to the inspection to refuse.
+        Raises PictureError for one of the right size in which health cannot be measured all the same."""
         view = self._views[work.station.name, work.view]
         recipes = work.inspection.recipe_set
         if recipes is None:
             return None
-        ready = recipes.views[work.view]
-        self._follow(work, view, ready)
+        self._follow(work, view, recipes.views[work.view])
         pixels = work.frame.pixels
-        if view.limits is None or (pixels.shape[1], pixels.shape[0]) != ready.recipe.manifest.view.frame_size:
+        repeated = not view.may_repeat and view.recent.repeats(fingerprint(pixels))
+        if (pixels.shape[1], pixels.shape[0]) != recipes.views[work.view].recipe.manifest.view.frame_size:
             return None
-        try:
-            sample = take_sample(pixels, view.limits.region)
-        except PictureError:
-            return None
-        values = measure(sample, view.limits.reference)
-        found = violation(values, view.limits.limits)
-        mark = fingerprint(sample, values)
-        if not view.may_repeat and mark in view.recent and (found is None or found.reason is not Reason.HEALTH_BLACK):
+        values = self._measured(work, view)
+        found = violation(values, view.limits.limits) if view.limits is not None else None
+        if repeated and (found is None or found.reason is not Reason.HEALTH_BLACK):
             found = _FROZEN
-        view.recent.append(mark)
-        work.inspection.health[work.view] = {name.value: float(f"{value:.5g}") for name, value in values.items()}
         self._tell(work, view, found)
-        if found is None:
+        if found is None and view.limits is not None:
             self._chart(work, view, values)
-        work.station.health_seen(work.view, work.inspection.health[work.view])
         return found
+
+    def _measured(self, work: Work, view: _View) -> Mapping[Measure, float]:
+        """The measures that the recipe limits, told to inspection and station; none where it has no limits."""
+        if view.limits is None:
+            return {}
+        values = measure(take_sample(work.frame.pixels, view.limits.region), view.limits.reference)
+        work.inspection.health[work.view] = {name.value: float(f"{value:.5g}") for name, value in values.items()}
+        work.station.health_seen(work.view, work.inspection.health[work.view])
+        return values
 
     def _follow(self, work: Work, view: _View, ready: ReadyRecipe) -> None:
         """Another recipe has limits of its own, and its charts begin anew."""
@@ -138,8 +143,6 @@ class HealthDesk:
             work.station.warning_over(_drift_key(name, work.view))
         view.recipe, view.limits = ready.recipe.digest, health_limits(ready.recipe.manifest)
         view.charts = {name: begin(x.centre) for name, x in view.limits.limits.items()} if view.limits else {}
-        if view.limits is None:
-            self._tell(work, view, None)
 
     def _tell(self, work: Work, view: _View, found: Violation | None) -> None:
         """Alarm at the first unhealthy picture and when the reason changes, all-clear at the first healthy one."""

@@ -45,6 +45,10 @@ _QUANTILES_EVERY_NS = 1_000_000_000
 FRAME_RESERVE_NS = 50_000_000
 # A station that only a golden sample can bring back to Ready has one inspected at least this often.
 _RECOVERY_NS = 1_000_000_000
+_NO_LIMITS = (
+    "its recipe does not say what a picture must be like: dark, blurred or moved ones are judged like any other; learn "
+    "limits from good pictures with `edge-export health`"
+)
 _DISTRUSTED = (
     "no part is judged until this sample comes out right, and it is tried again and again: look at the provider and "
     "its driver (`edge-daemon doctor`), restart the daemon, or activate another recipe"
@@ -520,10 +524,18 @@ class Station:
             for sample in self._golden.replaced(before.views if before else {}, recipes):
                 self._alarms.pop(_golden_key(sample), None)
             self._clear_alarm("recipes")
+            self._warn_of_missing_limits(recipes)
             if self._state is State.PREOPERATIONAL:
                 self._state = step(self._state, StationEvent.RECIPES_VERIFIED)
             self._settle()
         self._changed()
+
+    def _warn_of_missing_limits(self, recipes: LiveRecipeSet) -> None:
+        for view, ready in recipes.views.items():
+            key = f"no health limits {view}"
+            self._warnings.pop(key, None)
+            if ready.recipe.manifest.health is None:
+                self._warnings[key] = _NO_LIMITS
 
     @property
     def recipes(self) -> LiveRecipeSet | None:

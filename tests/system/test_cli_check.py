@@ -165,6 +165,7 @@ def test_a_good_pc_passes_and_says_what_will_judge(
     assert "top is judged by quarters 3" in ended.out
     assert "on CPUExecutionProvider; OK up to 5" in ended.out
     assert "is provisional" in ended.out
+    assert "recipe quarters has no health limits" in ended.out
     assert "release no part" in ended.out
     assert ended.out.endswith("edge.toml: the daemon can start\n")
     assert sorted((tmp_path / "state").rglob("*")) == before

@@ -57,6 +57,7 @@ def recipe_set() -> LiveRecipeSet:
         thresholds=SimpleNamespace(lower=100.0, upper=100.0),
         backbone=SimpleNamespace(precision="fp32"),
         view=SimpleNamespace(um_per_px=None),
+        health=None,
     )
     ready = SimpleNamespace(
         recipe=SimpleNamespace(manifest=manifest, digest="d" * 64, golden=()), detector=Detector(), provider="fake"

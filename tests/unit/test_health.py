@@ -22,6 +22,7 @@ from edge_daemon.core.health import (
     Limit,
     Measure,
     Reference,
+    Repeats,
     Violation,
     fingerprint,
     measure,
@@ -188,17 +189,40 @@ def test_a_measure_that_is_not_finite_or_missing_never_passes(value: float) -> N
 
 
 def test_a_fingerprint_tells_two_pictures_of_one_part_at_rest_apart() -> None:
-    scene = Scene("flange", SIZE)
-    still = scene.part(1, 0).pixels
+    still = Scene("flange", SIZE).part(1, 0).pixels
     draw = np.random.default_rng(0)
-    marks = set()
-    for _ in range(20):
-        again = np.clip(still + draw.normal(0, 0.6, still.shape), 0, 255).astype(np.uint8)
-        marks.add(fingerprint(take_sample(again, None), measures(again)))
+    marks = {fingerprint(np.clip(still + draw.normal(0, 0.6, still.shape), 0, 255).astype(np.uint8)) for _ in range(20)}
     assert len(marks) == 20
-    assert fingerprint(take_sample(still, None), measures(still)) == fingerprint(
-        take_sample(still.copy(), None), measures(still.copy())
-    )
+    assert fingerprint(still) == fingerprint(still.copy())
+
+
+@given(
+    st.sampled_from([(7, 5), (64, 48, 3), (600, 700), (1200, 300, 3), (1, 9), (300, 1000, 4)]), st.data(), st.booleans()
+)
+def test_every_pixel_of_a_large_frame_counts_whatever_its_layout(
+    shape: tuple[int, ...], data: st.DataObject, mirrored: bool
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    seen = pixels[:, ::-1] if mirrored else pixels
+    other = seen.copy()
+    other.reshape(-1)[data.draw(st.integers(0, other.size - 1))] ^= data.draw(st.integers(1, 255))
+    assert fingerprint(other) != fingerprint(seen)
+    assert fingerprint(seen) == fingerprint(np.ascontiguousarray(seen))
+
+
+def test_frames_of_another_shape_or_type_are_others_and_an_empty_one_has_a_fingerprint_too() -> None:
+    pixels = np.arange(240, dtype=np.uint8)
+    shaped = [pixels.reshape(shape) for shape in ((10, 24), (24, 10), (10, 8, 3))]
+    frames = [*shaped, shaped[0].view(np.uint16), np.zeros((0, 3), np.uint8), np.zeros((3, 0, 3), np.uint8)]
+    assert len({fingerprint(frame) for frame in frames}) == len(frames)
+
+
+def test_repeats_are_known_among_the_last_frames_and_no_more_are_kept() -> None:
+    seen = Repeats(kept=3)
+    assert [seen.repeats(mark) for mark in (b"a", b"b", b"c", b"d")] == [False] * 4
+    assert len(seen) == 3
+    assert [seen.repeats(mark) for mark in (b"b", b"e", b"b", b"c")] == [True, False, True, False], "b stayed new"
+    assert len(seen) == 3
 
 
 # -- learning ----------------------------------------------------------------------------------------

@@ -59,14 +59,14 @@ class Line:
         learned = limits_from([look_at(picture(seed), None) for seed in range(100, 130)], ["x"] * 30, 30)
         self.ready = self.recipe(learned.health, "a" * 64)
 
-    def recipe(self, health: Any, digest: str) -> Any:
-        manifest = SimpleNamespace(health=health, view=SimpleNamespace(region=None, frame_size=SIZE))
+    def recipe(self, health: Any, digest: str, size: tuple[int, int] = SIZE) -> Any:
+        manifest = SimpleNamespace(health=health, align=None, view=SimpleNamespace(region=None, frame_size=size))
         return SimpleNamespace(recipe=SimpleNamespace(manifest=manifest, digest=digest))
 
-    def show(self, pixels: NDArray[np.uint8]) -> Any:
+    def show(self, pixels: NDArray[np.uint8], view: str = "top") -> Any:
         """What came of it: the outcome, or None when it went on to be judged."""
-        inspection = SimpleNamespace(recipe_set=SimpleNamespace(views={"top": self.ready}), health={})
-        work = Work(cast(Any, self.station), cast(Any, inspection), "top", Frame("top", 1, pixels, 0))
+        inspection = SimpleNamespace(recipe_set=SimpleNamespace(views={view: self.ready}), health={})
+        work = Work(cast(Any, self.station), cast(Any, inspection), view, Frame("top", 1, pixels, 0))
         before = len(self.judged)
         self.desk.submit(work)
         return None if len(self.judged) > before else self.station.outcomes[-1].verdict
@@ -97,14 +97,46 @@ def test_an_unhealthy_picture_is_never_judged_and_the_alarm_ends_with_the_first_
     assert line.station.warnings == {}
 
 
-def test_a_frozen_picture_is_refused_the_first_time_it_repeats_and_also_from_a_ring_of_buffers() -> None:
+@pytest.mark.parametrize("limited", [True, False])
+def test_a_frozen_picture_is_refused_the_first_time_it_repeats_and_also_from_a_ring_of_buffers(limited: bool) -> None:
     line = Line()
-    ring = [picture(seed) for seed in range(4)]
-    assert [line.show(pixels) for pixels in ring] == [None] * 4
+    line.ready = line.ready if limited else line.recipe(None, "b" * 64)
+    ring = [picture(seed) for seed in range(64)]
+    assert [line.show(pixels) for pixels in ring] == [None] * 64
     for _ in range(3):
         for pixels in ring:
-            assert line.show(pixels.copy()).reason is Reason.HEALTH_FROZEN
-    assert line.show(picture(5)) is None
+            verdict = line.show(pixels.copy())
+            assert (verdict.evaluation, verdict.reason) == (Evaluation.NOT_DECIDABLE, Reason.HEALTH_FROZEN)
+    assert "repeats one of the 1024 before it" in line.station.warnings["health top"]
+    assert line.show(picture(65)) is None
+    assert line.events == ["health_frozen", "health_clear"]
+    assert len(line.judged) == 65
+
+
+def test_a_picture_that_repeats_after_a_change_of_recipes_or_one_of_another_size_is_frozen_too() -> None:
+    line = Line()
+    assert line.show(picture(1)) is None
+    line.ready = line.recipe(None, "b" * 64)
+    assert line.show(picture(1)).reason is Reason.HEALTH_FROZEN
+    assert line.show(np.zeros((10, 10, 3), np.uint8)) is None
+    line.ready = line.recipe(None, "c" * 64, (10, 10))
+    assert line.show(np.zeros((10, 10, 3), np.uint8)).reason is Reason.HEALTH_FROZEN
+
+
+def test_each_view_remembers_its_own_pictures() -> None:
+    line = Line()
+    line.desk.watch(cast(Any, line.station), "side", may_repeat=False)
+    assert line.show(picture(1)) is None
+    assert line.show(picture(1), "side") is None
+    assert line.show(picture(1), "side").reason is Reason.HEALTH_FROZEN
+
+
+def test_a_picture_in_which_nothing_can_be_measured_is_not_taken_for_healthy() -> None:
+    line = Line()
+    line.ready.recipe.manifest.view.region = (0, 0, 2, 40)
+    verdict = line.show(picture(1))
+    assert (verdict.evaluation, verdict.reason, verdict.judged) == (Evaluation.UNDEFINED, Reason.FRAME_SIZE, False)
+    assert line.fatal == []
 
 
 def test_a_replay_may_repeat() -> None:
@@ -131,7 +163,7 @@ def test_another_recipe_begins_anew_and_one_without_limits_judges_every_picture(
     line = Line()
     assert line.show(picture(1, 0.0)).reason is Reason.HEALTH_BLACK
     line.ready = line.recipe(None, "b" * 64)
-    assert line.show(picture(1, 0.0)) is None
+    assert line.show(picture(1, 0.1)) is None
     assert line.station.warnings == {}
     assert line.events[-1] == "health_clear"
 
@@ -139,7 +171,15 @@ def test_another_recipe_begins_anew_and_one_without_limits_judges_every_picture(
 def test_a_frame_of_another_size_is_left_to_the_inspection_to_refuse() -> None:
     line = Line()
     assert line.show(np.zeros((10, 10, 3), np.uint8)) is None
+    line.ready = line.recipe(None, "b" * 64)
     assert line.show(np.zeros((*SIZE, 4), np.uint8)) is None
+    assert line.show(np.zeros((0, 10), np.uint8)) is None
+
+
+def test_a_frame_of_four_channels_is_not_taken_for_healthy() -> None:
+    line = Line()
+    assert line.show(np.zeros((*SIZE, 4), np.uint8)).reason is Reason.FRAME_SIZE
+    assert (line.judged, line.fatal) == ([], [])
 
 
 def test_a_defect_of_the_program_fails_the_part_and_is_told() -> None:

@@ -1,9 +1,11 @@
 """Recipes that were damaged, cut, exchanged or written for somebody else: each refused by its own name."""
 
+import base64
 import hashlib
 import json
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +257,25 @@ def test_a_manifest_that_does_not_fit_the_schema_is_refused(path: Path, change: 
 def test_what_does_not_fit_together_is_refused(path: Path, change: Callable[[Any], None]) -> None:
     put(path, rewritten(change))
     with pytest.raises(RecipeShapeError):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(("size", "passes"), [((3, 3), True), ((2, 16), False), ((16, 2), False), ((1, 1), False)])
+def test_health_limits_for_a_region_in_which_nothing_can_be_measured_are_refused(
+    path: Path, size: tuple[int, int], passes: bool
+) -> None:
+    """They would let every picture pass, also a black one."""
+
+    def small(content: dict[str, Any]) -> None:
+        content["view"]["region"] = [4, 4, *size]
+        content["required_features"].append("health/1")
+        limit = {"lower": 50.0, "upper": 90.0, "centre": 70.0, "drift": 1.0, "deviation": 1.0}
+        limits = {"brightness": {**limit, "smallest": 60.0, "largest": 80.0}}
+        reference = base64.b64encode(bytes(64 * 64)).decode()
+        content["health"] = {"reference": reference, "limits": limits, "evidence": {}}
+
+    put(path, rewritten(small))
+    with nullcontext() if passes else pytest.raises(RecipeShapeError, match="health cannot be measured in"):
         load_recipe(path)
 
 

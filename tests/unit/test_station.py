@@ -59,7 +59,7 @@ class FakeOutbox:
         return sum((r.station, r.trigger_id) == (station, trigger_id) for r in self.records)
 
 
-def live_recipes(cameras: tuple[str, ...], digest: str = "d" * 64) -> LiveRecipeSet:
+def live_recipes(cameras: tuple[str, ...], digest: str = "d" * 64, health: object = "some") -> LiveRecipeSet:
     thresholds = SimpleNamespace(lower=1.0, upper=1.0, pixel=1.0)
     manifest = SimpleNamespace(
         name="bottle",
@@ -68,6 +68,7 @@ def live_recipes(cameras: tuple[str, ...], digest: str = "d" * 64) -> LiveRecipe
         thresholds=thresholds,
         backbone=SimpleNamespace(precision="fp32"),
         view=SimpleNamespace(um_per_px=None),
+        health=health,
     )
     golden = tuple(SimpleNamespace(file=file) for file in ("good.png", "damaged.png", "other.png"))
     recipe = SimpleNamespace(manifest=manifest, digest=digest, golden=golden)
@@ -367,6 +368,18 @@ def test_an_inspection_keeps_the_recipes_it_was_accepted_with() -> None:
     assert line.last.recipe_set == before.digest
     assert line.last.views[0].recipe is not None
     assert line.last.views[0].recipe.digest == "d" * 64
+
+
+def test_recipes_without_health_limits_are_an_alarm_that_leaves_the_station_ready() -> None:
+    line = Line(cameras=("left", "right")).ready()
+    assert line.alarm_texts() == ()
+    line.station.activate(live_recipes(("left", "right"), "e" * 64, health=None))
+    left, right = line.alarm_texts()
+    assert left.startswith("no health limits left: its recipe does not say what a picture must be like")
+    assert right.startswith("no health limits right")
+    assert line.ready_now()
+    line.station.activate(live_recipes(("left", "right")))
+    assert line.alarm_texts() == ()
 
 
 def test_a_request_never_raises_a_setup_station_to_production() -> None:
