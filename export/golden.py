@@ -16,7 +16,7 @@ from edge_daemon.core.geometry import Region
 from edge_daemon.core.mask import ignored_pixels, in_frame
 from edge_daemon.core.picture import map_region
 from edge_daemon.detectors.base import judge_picture
-from edge_daemon.detectors.loading import build_detector, check_golden
+from edge_daemon.detectors.loading import build_detector, check_calibrated_on, check_golden
 from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
 from edge_daemon.engines.sessions import EngineOptions, Sessions
 from edge_daemon.errors import NotLocatedError
@@ -244,6 +244,7 @@ def prove(files: Mapping[str, bytes], what: str, engine: EngineOptions) -> str:
     """The whole load order on what is about to be written, in a session of its own. Returns the digest."""
     recipe = verify_files(files, what)
     detector = build_detector(recipe, Sessions(engine))
+    check_calibrated_on(recipe.manifest, detector.extractor.provider)
     for golden in recipe.golden:
         check_golden(recipe, detector, golden)
     return recipe.digest

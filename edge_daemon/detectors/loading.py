@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge_daemon.artefact.manifest import Manifest
 from edge_daemon.artefact.recipe import Golden, Recipe, load_recipe
 from edge_daemon.artefact.signature import Trust
 from edge_daemon.core.decision import Evidence, Thresholds, judge_score
@@ -13,12 +14,12 @@ from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
 from edge_daemon.detectors.tiles import TiledExtractor
 from edge_daemon.engines.choice import Choice
 from edge_daemon.engines.nearest import make_engine
-from edge_daemon.engines.sessions import Sessions
+from edge_daemon.engines.sessions import PROVIDERS, Sessions
 from edge_daemon.errors import RecipeEngineError, RecipeGoldenError
 
 # Relative tolerance of golden scores by provider and precision. int8 and fp16 graphs and TensorRT
-# differ between machines: their thresholds are calibrated where they run, and their golden samples
-# must still come out within this and with the same evaluation.
+# differ between machines: their thresholds are calibrated where they run (`check_calibrated_on`), and their golden
+# samples must still come out within this and with the same evaluation.
 _GOLDEN_TOLERANCE = {("CPUExecutionProvider", "fp32"): 1e-5, ("CUDAExecutionProvider", "fp32"): 1e-3}
 _GOLDEN_TOLERANCE_OTHER = 1e-2
 # Poses are rounded to steps of 1/16 px and 1/64 degree: the last bit of another CPU may move one by a step.
@@ -69,6 +70,28 @@ def build_detector(recipe: Recipe, sessions: Sessions, engine: str = "auto") -> 
         recipe.bank,
         search,
         recipe.projection,
+    )
+
+
+def check_calibrated_on(manifest: Manifest, provider: str) -> None:
+    """Whether the thresholds hold for what runs. Raises RecipeEngineError.
+
+    provider: the execution provider that runs, as onnxruntime names it. In float32 the CPU and CUDA (TF32 off) give
+    the same scores up to rounding, and golden samples guard that. A graph of 8 or 16 bits rounds in each provider in
+    its own way, and TensorRT rounds by itself: there scores move by more than a threshold can bear, so such a recipe
+    judges only where it was calibrated. What does not say where that was, is not known to be calibrated here.
+    """
+    software = manifest.provenance.get("software")
+    calibrated = software.get("provider") if isinstance(software, dict) else None
+    precision = manifest.backbone.precision
+    rounds = precision != "fp32" or PROVIDERS["tensorrt"] in (provider, calibrated)
+    if not rounds or calibrated == provider:
+        return
+    where = calibrated if isinstance(calibrated, str) else "a provider that it does not name"
+    raise RecipeEngineError(
+        f"{manifest.name} judges in {precision} and was calibrated on {where}; here {provider} runs, which gives other "
+        "scores, and its thresholds say nothing: build the recipe with the provider that is to judge (`edge-export "
+        "recipe --provider …`), or set provider and fallback in [engine] so that the one it was built with runs"
     )
 
 
@@ -130,6 +153,7 @@ def load_verified(
         passed(step)
     choice = choose_engine(recipe, sessions, engine)
     detector = build_detector(recipe, sessions, choice.engine)
+    check_calibrated_on(recipe.manifest, detector.extractor.provider)
     passed(STEPS[3])
     for golden in recipe.golden:
         check_golden(recipe, detector, golden)
