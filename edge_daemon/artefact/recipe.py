@@ -64,6 +64,7 @@ _MOST_BYTES = {
 _MOST_PICTURE_BYTES = 512 << 20
 _MOST_GOLDEN_BYTES = 2 << 30  # of all golden pictures, decoded
 _LONGEST_TOLD = 600
+_MAX_WHOLE_PX = 16 << 20  # of the resized picture that goes into the model as one
 _MAX_TILED_PX = 64 << 20  # of the picture that is cut: 8000x2000 is a quarter of it
 _ZERO_DIGEST = "0" * 64
 _NOBODY_ASKS = Trust()
@@ -252,7 +253,7 @@ def _check_geometry(manifest: Manifest, where: str) -> None:
         x, y, w, h = view.region
         if x + w > width or y + h > height:
             problems.append(f"the region {view.region} leaves the frame {view.frame_size}")
-    if width * height > MAX_PIXELS or math.prod(pre.resize_to) > _MAX_TILED_PX:
+    if width * height > MAX_PIXELS or math.prod(pre.resize_to) > (_MAX_TILED_PX if manifest.tiles else _MAX_WHOLE_PX):
         problems.append(f"a frame of {width}x{height} px resized to {pre.resize_to} is larger than one can be judged")
     files = [golden.file for golden in manifest.golden]
     if len(set(files)) != len(files) or len(files) * width * height * 3 > _MOST_GOLDEN_BYTES:

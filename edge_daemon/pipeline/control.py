@@ -207,8 +207,8 @@ class ControlDesk:
     def _trigger(self, request: ControlRequest, reply: Reply) -> None:
         args = request.args
         part_id = args.get("part_id")
-        if part_id is not None and not isinstance(part_id, str):
-            raise RefusedCommandError("malformed", "part_id must be text")
+        if part_id is not None and not (isinstance(part_id, str) and len(part_id) <= 128):
+            raise RefusedCommandError("malformed", "part_id must be text of at most 128 characters")
         trigger_id = args.get("trigger_id") or f"ctl-{uuid.uuid4().hex[:12]}"
         if not isinstance(trigger_id, str) or len(trigger_id) > 64:
             raise RefusedCommandError("malformed", "trigger_id must be text of at most 64 characters")
@@ -246,7 +246,9 @@ class ControlDesk:
         station.activate(live)
         used = [s.recipes for s in self._stations.values()]
         self._recipes.keep_only({r.recipe.digest for s in used if s is not None for r in s.views.values()})
-        names = ", ".join(f"{r.recipe.manifest.name}@{r.recipe.digest[:12]}" for r in live.views.values())
+        names = ", ".join(
+            f"{r.recipe.manifest.name}@{r.recipe.digest[:12]} ({r.recipe.signed})" for r in live.views.values()
+        )
         self._emit("recipe", station.name, "recipe_activated", f"station {station.name} runs {names}")
         return {"station": station.name, "recipe_set": live.digest}
 

@@ -11,14 +11,29 @@ import cv2
 import numpy as np
 from onnx import TensorProto, helper
 
-from edge_daemon.artefact.manifest import Manifest
 from edge_daemon.artefact.pictures import encode_png
-from edge_daemon.artefact.recipe import BACKBONE, BANK, MANIFEST, bank_bytes, manifest_bytes, manifest_digest, sha256
-from edge_daemon.core.decision import Thresholds, judge_score
+from edge_daemon.artefact.recipe import (
+    BACKBONE,
+    BANK,
+    MANIFEST,
+    TEMPLATE,
+    bank_bytes,
+    manifest_bytes,
+    manifest_digest,
+    sha256,
+    verify_files,
+)
+from edge_daemon.config import StationConfig
+from edge_daemon.core.decision import judge_score
+from edge_daemon.core.mask import pack
 from edge_daemon.detectors.base import judge_picture
-from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
-from edge_daemon.engines.nearest import make_engine
-from edge_daemon.engines.sessions import EngineOptions, OnnxExtractor
+from edge_daemon.detectors.loading import build_detector
+from edge_daemon.edges.clock import SystemClock
+from edge_daemon.engines.sessions import EngineOptions, Sessions
+from edge_daemon.pipeline.messages import Identity
+from edge_daemon.pipeline.station import Station
+from edge_daemon.wire import codec
+from edge_daemon.wire.messages import Inspection
 
 GOLDEN = "golden/good-1.png"
 FRAME = (40, 32)
@@ -43,12 +58,32 @@ def graph() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def recipe() -> dict[str, bytes]:
-    """The files of a recipe that passes every step of loading."""
+def station() -> Station:
+    """A station of one view, in front of a journal that keeps nothing."""
+
+    class Outbox:
+        def intend(self, _intent: Any, on_durable: Any) -> None:
+            on_durable(None)
+
+        def conclude(self, draft: Inspection) -> None:
+            codec.inspection_header(draft)
+
+        def attempts(self, _station: str, _trigger_id: str) -> int:
+            return 0
+
+    config = StationConfig.model_validate({"views": [{"camera": "top", "recipe": "means"}]})
+    return Station("st1", config, Identity("line-1", 1, "b", "edge-daemon", "0" * 64), SystemClock(), Outbox())
+
+
+def recipe(**changes: Any) -> dict[str, bytes]:
+    """The files of a recipe that passes every step of loading. changes: other fields of its manifest."""
     picture = np.full((FRAME[1], FRAME[0], 3), 120, np.uint8)
     picture[8:20, 10:30] = (60, 130, 200)
     bank = np.array([[110, 110, 110], [80, 120, 180], [120, 125, 130], [100, 120, 140]], np.float32)
     files = {BANK: bank_bytes(bank), BACKBONE: graph(), GOLDEN: encode_png(picture)}
+    if "align" in changes:
+        files[TEMPLATE] = files[GOLDEN]
+        changes["align"] |= {"file": TEMPLATE, "sha256": sha256(files[TEMPLATE])}
     golden = {"file": GOLDEN, "sha256": sha256(files[GOLDEN]), "kind": "good"}
     fields: dict[str, Any] = {
         "required_features": ["patchcore/1"],
@@ -68,17 +103,29 @@ def recipe() -> dict[str, bytes]:
         "calibration": {"held_out": [{"name": "a", "block": 1, "score": 1.5}]},
         "golden": [{**golden, "score": 0, "max_distance": 0, "evaluation": "OK"}],
         "provenance": {},
+        **changes,
     }  # fmt: skip
-    manifest = Manifest.model_validate({**fields, "self_sha256": "0" * 64})
-    limits = Thresholds(60.0, 80.0, 30.0)
-    extractor = OnnxExtractor(files[BACKBONE], sha256(files[BACKBONE]), ENGINE)
-    engine = make_engine("flat", bank)
-    evidence = judge_picture(
-        PatchCoreDetector(PatchCoreSettings.of(manifest), limits, extractor, bank, engine), picture
-    )
-    label = judge_score(evidence.score, evidence.max_distance, limits).evaluation.label
+    unproven = verify_files({**files, MANIFEST: manifest_bytes(fields)}, "seed")
+    detector = build_detector(unproven, Sessions(ENGINE), "flat")
+    evidence = judge_picture(detector, picture)
+    label = judge_score(evidence.score, evidence.max_distance, detector.thresholds).evaluation.label
     fields["golden"] = [{**golden, "score": evidence.score, "max_distance": evidence.max_distance, "evaluation": label}]
     return {**files, MANIFEST: manifest_bytes(fields)}
+
+
+def manifests() -> list[bytes]:
+    """recipe.json of recipes with other features, which go with the files of `recipe` and a template."""
+    view = {"frame_size": list(FRAME), "region": None, "um_per_px": 50.0, "min_defect_mm2": 0.25}
+    mask = {"grid": [2, 2], "cells": pack(np.array([[True, False], [False, False]])), "source": {"file": "m.png"}}
+    align = {"template": [8, 6, 24, 16], "shift_px": 4, "rotation_deg": 2.0, "correlation": 0.5, "picture": "a.png"}
+    tiles = {"tile": [16, 16], "overlap_px": 4}
+    wide = {"resize": "antialias", "size": [32, 16], "resize_to": [32, 16]}
+    return [
+        recipe()[MANIFEST],
+        recipe(required_features=["patchcore/1", "mask/1", "smallest/1"], mask=mask, view=view)[MANIFEST],
+        recipe(required_features=["patchcore/1", "tiles/1"], tiles=tiles, preprocess=wide)[MANIFEST],
+        recipe(required_features=["patchcore/1", "align/1"], align=align)[MANIFEST],
+    ]
 
 
 _DIGEST = re.compile(rb'("self_sha256": ?")[0-9a-f]{64}(")')

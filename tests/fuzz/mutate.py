@@ -30,9 +30,9 @@ _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFF_FFFF, 0x8000_
 
 def mutated(data: bytes, others: Sequence[bytes], rng: random.Random) -> bytes:
     """One to some changes, most often one. others: of the same kind, to splice with."""
-    if rng.random() < 0.35 and (changed := _changed_json(data, rng)) is not None:
+    if rng.random() < 0.6 and (changed := _changed_json(data, rng)) is not None:
         data = changed
-        if rng.random() < 0.7:
+        if rng.random() < 0.85:
             return data
     for _ in range(min(rng.choice((1, 1, 1, 2, 3, 8)), 8)):
         data = rng.choice(_WAYS)(data, others, rng)[:_LARGEST]
@@ -119,7 +119,7 @@ def _changed_json(data: bytes, rng: random.Random) -> bytes | None:
 
 def _change(holder: Any, key: Any, whole: dict[str, Any], rng: random.Random) -> None:
     way = rng.randrange(10)
-    if way < 5:
+    if way < 3:
         holder[key] = copy.deepcopy(rng.choice(VALUES))
     elif way == 5 and isinstance(holder, dict):
         holder.pop(key, None)
@@ -129,7 +129,7 @@ def _change(holder: Any, key: Any, whole: dict[str, Any], rng: random.Random) ->
         other, name = rng.choice(list(_places(whole)) or [(whole, "x")])
         holder[key] = copy.deepcopy(other.get(name) if isinstance(other, dict) else other[name])
     elif isinstance(value := holder.get(key) if isinstance(holder, dict) else holder[key], int | float):
-        holder[key] = rng.choice((-value, value + 1, value * 10**6, value // 3, value * 10**30))
+        holder[key] = rng.choice((-value, value + 1, value - 1, value * 2, value * 10**6, value // 3, value * 10**30))
     elif isinstance(value, list):
         holder[key] = (value * rng.choice((0, 2, 40)))[:500]
     else:

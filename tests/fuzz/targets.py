@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 
 from edge_daemon.artefact.pictures import MAX_PIXELS, decode_picture
-from edge_daemon.artefact.recipe import BANK, MANIFEST, load_recipe, verify_files
+from edge_daemon.artefact.recipe import BANK, MANIFEST, TEMPLATE, load_recipe, verify_files, write_recipe
 from edge_daemon.artefact.signature import read_signatures, signature_bytes
 from edge_daemon.artefact.store import Store
 from edge_daemon.cameras import gvcp
@@ -39,6 +39,7 @@ from edge_daemon.engines.sessions import Sessions
 from edge_daemon.errors import EdgeError, RecipeEngineError
 from edge_daemon.gateway.config import load_config as load_gateway_config
 from edge_daemon.gateway.registers import COMMAND_WORDS, RESULT_WORDS, decode_block, decode_command, encode_block
+from edge_daemon.pipeline.control import ControlDesk, TriggerDesk
 from edge_daemon.pipeline.recipes import Recipes
 from edge_daemon.wire import codec, keys
 from edge_daemon.wire.messages import (
@@ -79,7 +80,7 @@ class Target:
 
 def targets() -> tuple[Target, ...]:
     """All of them, built anew: nothing is kept between runs."""
-    return (*_messages(), *_recipes(), *_pictures(), *_configurations(), *_state(), *_devices())
+    return (*_messages(), *_desks(kit.recipe()), *_recipes(), *_pictures(), *_configurations(), *_state(), *_devices())
 
 
 # ---------------------------------------------------------------- messages
@@ -164,6 +165,53 @@ def _messages() -> tuple[Target, ...]:
     )
 
 
+def _desks(files: dict[str, bytes]) -> tuple[Target, ...]:
+    """What triggers and commands mean, with a station that really is one: every request has one answer."""
+    sessions = Sessions(kit.ENGINE)
+
+    def asked(handle: Callable[[Any, Callable[[Any], None]], None], request: Any) -> None:
+        answers: list[Any] = []
+        handle(request, answers.append)
+        assert len(answers) == 1, f"{len(answers)} answers"
+        assert answers[0].request_id == request.request_id
+        assert len(codec.encode_request(answers[0])) < 300_000
+
+    def control(data: bytes, folder: Path) -> None:
+        request = codec.decode_control_request(data)
+        write_recipe(folder / "r.recipe", files)
+        store = Store(folder / "store")
+        store.add(folder / "r.recipe")
+        recipes = Recipes(store, sessions, "flat", folder / "configured.json")
+        desk = ControlDesk(
+            {"st1": kit.station()}, recipes, dict, lambda: None, lambda *_: None, dict, lambda _job: None
+        )
+        try:
+            asked(desk.handle, request)
+        finally:
+            desk.close()
+        assert all(job.state.error is None or job.state.error.code != "internal" for job in desk._jobs.values())
+
+    def trigger(data: bytes, _folder: Path) -> None:
+        asked(TriggerDesk({"st1": kit.station()}).handle, codec.decode_trigger_request(data))
+
+    def requests(command: str, **args: Any) -> bytes:
+        return codec.encode_request(ControlRequest(request_id="r", command=command, args=args))
+
+    commands = [
+        requests("activate", station="st1", recipes={"top": "means@1"}),
+        requests("activate", recipe="means"),
+        requests("trigger", station="st1", trigger_id="4711", part_id="PN"),
+        requests("job", job="x"),
+        requests("drain", station="st1"),
+        requests("recipes"),
+    ]
+    trigger_seed = codec.encode_request(TriggerRequest(request_id="r", station="st1", trigger_id="4711", job="bottle"))
+    return (
+        Target("commands carried out", lambda _f: commands, control),
+        Target("triggers taken up", lambda _f: [trigger_seed], trigger),
+    )
+
+
 class _NoRecords:
     """A journal of two boots for the replay desk."""
 
@@ -200,14 +248,18 @@ def _recipes() -> tuple[Target, ...]:
         assert np.isfinite(recipe.bank).all()
         assert recipe.bank.shape == (recipe.manifest.bank.rows, recipe.manifest.bank.dim)
 
+    def with_manifest(data: bytes) -> dict[str, bytes]:
+        template = {TEMPLATE: files[kit.GOLDEN]} if TEMPLATE.encode() in data else {}
+        return {**files, **template, MANIFEST: kit.sealed(data)}
+
     def manifest(data: bytes, _folder: Path) -> None:
-        check(verify_files({**files, MANIFEST: kit.sealed(data)}, "r"))
+        check(verify_files(with_manifest(data), "r"))
 
     def forged(data: bytes, _folder: Path) -> None:
         assert verify_files({**files, MANIFEST: data}, "r").digest == digest, "another manifest under the same digest"
 
     def loading(data: bytes, _folder: Path) -> None:
-        recipe = verify_files({**files, MANIFEST: kit.sealed(data)}, "r")
+        recipe = verify_files(with_manifest(data), "r")
         detector = build_detector(recipe, sessions, "flat")
         for golden in recipe.golden:
             check_golden(recipe, detector, golden)
@@ -240,9 +292,9 @@ def _recipes() -> tuple[Target, ...]:
 
     signed = _signed(digest)
     return (
-        Target("recipe manifest", lambda _f: [files[MANIFEST]], manifest, weight=2),
+        Target("recipe manifest", lambda _f: kit.manifests(), manifest, weight=2),
         Target("recipe manifest, digest as it was", lambda _f: [files[MANIFEST]], forged),
-        Target("recipe loading", lambda _f: [files[MANIFEST]], loading, weight=2),
+        Target("recipe loading", lambda _f: kit.manifests(), loading, weight=2),
         Target("recipe zip", zips, packed, weight=2),
         Target("store import", zips, imported, weight=0.5),
         Target("bank", lambda _f: [files[BANK]], lambda d, _f: check(verify_files(kit.with_bank(files, d), "r"))),
