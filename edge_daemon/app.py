@@ -52,7 +52,7 @@ from edge_daemon.pipeline.reader import CameraReader
 from edge_daemon.pipeline.recipes import Recipes
 from edge_daemon.pipeline.stages import WayOut
 from edge_daemon.pipeline.station import Station
-from edge_daemon.threads import blas_limiter, keep_freed_memory, physical_cores, thread_pools
+from edge_daemon.threads import CoreSharing, keep_freed_memory, physical_cores, thread_pools
 from edge_daemon.wire.codec import encode_event, encode_image, encode_status
 from edge_daemon.wire.messages import (
     Event,
@@ -250,7 +250,7 @@ class Daemon:
             self._batch_limit(),
             int(config.engine.batch_wait_ms * 1e6),
             self._fatal,
-            _core_sharing(config.engine.search_threads or physical_cores()),
+            CoreSharing(config.engine.search_threads or physical_cores(), options.intra_op_threads),
             self._golden_told,
         )
         self._health = HealthDesk(self._compute.submit, self._emit, self._fatal)
@@ -622,18 +622,6 @@ def _size_pools(config: Config) -> None:
     keep_freed_memory()
     cv2.setNumThreads(1)
     faiss.omp_set_num_threads(config.engine.search_threads or physical_cores())
-
-
-def _core_sharing(threads: int) -> Callable[[bool], None]:
-    """Sizes the search's matrix products: all cores for a frame alone, one while the model has the next.
-
-    A product in two threads waits, and spins, for a core that the model has: on two cores and 2,000 rows the daemon
-    judged 72 frames a second with two threads, 108 with one (medians of four turns).
-    """
-    limit = blas_limiter()
-    if limit is None:
-        return lambda _sharing: None
-    return lambda sharing: limit(1 if sharing else threads)
 
 
 def _credentials() -> Path | None:

@@ -12,6 +12,7 @@ from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.device import BoundGraph, DeviceFeatures, SearchGraphs
 from edge_daemon.engines.onnx_bytes import refuse_foreign_files
 from edge_daemon.errors import EdgeError, ProviderError, RecipeEngineError
+from edge_daemon.threads import cores_allowed
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -46,6 +47,8 @@ def _create(model: bytes, provider: str, options: EngineOptions) -> ort.Inferenc
     settings.log_severity_level = 4
     # Spinning pools steal the cores from the search: 45 ms with, 20 ms without.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if cores := pool_cores(options.intra_op_threads):
+        settings.add_session_config_entry("session.intra_op_thread_affinities", cores)
     name = PROVIDERS[provider]
     wanted: list[str | tuple[str, dict[str, str]]] = [name]
     if provider == "cuda":
@@ -107,6 +110,19 @@ class OnnxExtractor:
         if len(value.shape()) != 4 or value.shape()[0] != len(batch):
             raise EdgeError(f"the backbone gave {tuple(value.shape())} for {len(batch)} pictures")
         return value
+
+
+def pool_cores(threads: int, cores: Sequence[frozenset[int]] | None = None) -> str:
+    """A core for each thread of a pool but the caller's, as onnxruntime writes it ("3,4;5,6", counted from 1). Empty
+    where there are not enough; 0 threads are onnxruntime's own choice, cores included.
+
+    A thread that sleeps between parts is woken on the core of whoever wakes it, and both take turns until the system
+    moves one: a model of 4.1 ms took 6.0 at every part that came after a pause, as long as with a single thread.
+    """
+    cores = cores_allowed() if cores is None else cores
+    if not 1 < threads <= len(cores):
+        return ""
+    return ";".join(",".join(str(cpu + 1) for cpu in sorted(core)) for core in cores[1:threads])
 
 
 def _open_session(model: bytes, options: EngineOptions) -> ort.InferenceSession:

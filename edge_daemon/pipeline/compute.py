@@ -24,6 +24,7 @@ from edge_daemon.pipeline.golden import GoldenSample
 from edge_daemon.pipeline.inspection import ViewOutcome
 from edge_daemon.pipeline.stages import Stages
 from edge_daemon.pipeline.station import Station, Work
+from edge_daemon.threads import CoreSharing
 
 _IDLE_POLL_S = 0.1
 
@@ -68,8 +69,8 @@ class Compute:
     """Judges frames in batches that a deadline closes, and golden samples when there is nothing to do.
 
     max_batch: most frames in one model run; batch_wait_ns: how long the first frame of a batch waits for
-    more; fatal: told of an exception that is no EdgeError, after which every frame fails; share_cores: told before
-    each search whether the model has a frame meanwhile (see `threads.blas_limiter`); on_event: told of (station, name,
+    more; fatal: told of an exception that is no EdgeError, after which every frame fails; cores: how model
+    and search share them; on_event: told of (station, name,
     message) when a golden sample comes out wrong, and when it comes out right again.
     The queues are unbounded here: the stations bound them, by the triggers they let in.
     """
@@ -81,7 +82,7 @@ class Compute:
         max_batch: int,
         batch_wait_ns: int,
         fatal: Callable[[BaseException], None],
-        share_cores: Callable[[bool], None] = lambda _sharing: None,
+        cores: CoreSharing | None = None,
         on_event: Callable[[str, str, str], None] = lambda _station, _name, _message: None,
     ) -> None:
         self._stations = stations
@@ -89,9 +90,10 @@ class Compute:
         self._max_batch = max_batch
         self._batch_wait_ns = batch_wait_ns
         self._fatal = fatal
-        self._share_cores = share_cores
+        self._cores = cores or CoreSharing(threads=1, pool=1)
         self._on_event = on_event
-        self._model_busy = False  # or about to be; a hint, without a lock
+        # Or about to be; hints, without a lock.
+        self._model_busy = self._search_busy = False
         self._to_model: queue.SimpleQueue[_Prepared | None] = queue.SimpleQueue()
         self._to_search: queue.SimpleQueue[_Extracted | _GoldenExtracted | _Turn | None] = queue.SimpleQueue()
         self._postponed: deque[_Prepared] = deque()
@@ -244,6 +246,7 @@ class Compute:
     def _extract_together(self, batch: Sequence[_Prepared], works: Sequence[Work], in_tiles: bool) -> bool:
         """One run of the model. False when it failed, and with it the frames."""
         self._model_busy = True
+        self._cores.model_begins(self._search_busy)
         model_ns = self._clock.monotonic_ns()
         begun = time.perf_counter()
         try:
@@ -306,9 +309,11 @@ class Compute:
             if isinstance(extracted, _GoldenExtracted):
                 self._judge_golden(extracted)
                 continue
+            self._search_busy = True
             try:
                 self._judge(extracted)
             finally:
+                self._search_busy = not self._to_search.empty()
                 if extracted.in_tiles:
                     self._tiled_frame.release()
             del extracted  # not while waiting for the next: it may be large
@@ -329,9 +334,10 @@ class Compute:
             self._defect([work], error)
 
     def _judge_open(self, extracted: _Extracted) -> None:
-        self._share_cores(self._model_busy)
+        work, ready = extracted.work, _recipe(extracted.work)
+        detector = ready.detector
+        self._cores.search_begins(self._model_busy, ready.recipe.manifest.bank.rows)
         begun = time.perf_counter()
-        work, detector = extracted.work, _recipe(extracted.work).detector
         evidence = detector.judge(extracted.features, detector.thresholds, extracted.pose)
         if extracted.in_tiles:  # the exact map would keep the features; the published one does not
             evidence = replace(evidence, anomaly_map=None)

@@ -196,8 +196,9 @@ class Station:
         self._outbox.intend(self._intent(inspection), durable)
 
     def frame_without_trigger(self, camera: str, frame: Frame) -> None:
-        """A frame of a free-running camera: its own trigger."""
-        inspection, verdict = self._accept(f"{camera}-{frame.frame_id}", None, None, None)
+        """A frame of a free-running camera: its own trigger. No other boot had one of its id, and no other frame of
+        this one: the journal, which would take a millisecond, need not be asked."""
+        inspection, verdict = self._accept(f"{camera}-{self._identity.boot}-{frame.frame_id}", None, None, None, new=True)
         view = self.views_of(camera)[0]
         inspection.frames[view] = frame
         if verdict is not None:
@@ -208,7 +209,7 @@ class Station:
 
     def frame_lost(self, camera: str) -> None:
         """A free-running camera lost one frame, and a part with it perhaps: a trigger that failed."""
-        inspection, verdict = self._accept(f"{camera}-lost-{uuid.uuid4().hex[:8]}", None, None, None)
+        inspection, verdict = self._accept(f"{camera}-lost-{uuid.uuid4().hex[:8]}", None, None, None, new=True)
         failed = Verdict(Evaluation.UNDEFINED, ResultState.FAILED, Reason.CAMERA)
         self._finish(inspection, verdict if verdict is not None else failed)
 
@@ -217,14 +218,14 @@ class Station:
             self._finish(inspection, Verdict(Evaluation.UNDEFINED, ResultState.FAILED, Reason.JOURNAL))
 
     def _accept(
-        self, trigger_id: str, part_id: str | None, job: str | None, mode: Mode | None
+        self, trigger_id: str, part_id: str | None, job: str | None, mode: Mode | None, *, new: bool = False
     ) -> tuple[OpenInspection, Verdict | None]:
         """Count the trigger and bind it to the active recipe set. The verdict is given where none is to
-        be sought: missed, or a job that does not match."""
+        be sought: missed, or a job that does not match. new: nothing is on record under this id."""
         now, anchor = self._clock.monotonic_ns(), self._clock.utc()
         # A station that is not in production can never be raised to it by a request.
         effective: Mode = (mode or "production") if self.config.mode == "production" else self.config.mode
-        attempts = self._outbox.attempts(self.name, trigger_id)
+        attempts = 0 if new else self._outbox.attempts(self.name, trigger_id)
         with self._lock:
             again = [i for i in self._open.values() if i.trigger_id == trigger_id]
             attempt = max(attempts, *(i.attempt for i in again), 0) + 1 if again else attempts + 1

@@ -19,6 +19,7 @@ from edge_daemon.pipeline.compute import Compute
 from edge_daemon.pipeline.golden import GoldenSample, GoldenTurns
 from edge_daemon.pipeline.inspection import ViewOutcome
 from edge_daemon.pipeline.station import Work
+from edge_daemon.threads import CoreSharing
 
 
 class FakeExtractor:
@@ -97,7 +98,8 @@ class Bench:
         self.ids = iter(range(1, 1000))
 
     def submit(self, detector: FakeDetector, brightness: int, shape: tuple[int, ...] = (4, 4, 3)) -> Any:
-        views = {"top": SimpleNamespace(detector=detector)}
+        manifest = SimpleNamespace(bank=SimpleNamespace(rows=1))
+        views = {"top": SimpleNamespace(detector=detector, recipe=SimpleNamespace(manifest=manifest))}
         inspection = SimpleNamespace(recipe_set=SimpleNamespace(views=views), outcomes={}, finished=False)
         frame = Frame("top", next(self.ids), np.full(shape, brightness, np.uint8), 0)
         self.compute.submit(Work(cast(Any, self.station), cast(Any, inspection), "top", frame))
@@ -291,16 +293,17 @@ def test_the_search_is_told_whether_it_shares_the_cores_with_the_model() -> None
         told: list[bool] = []
         first_told = threading.Event()
 
-        def tell(sharing: bool) -> None:
-            told.append(sharing)
-            first_told.set()
+        class Told(CoreSharing):
+            def search_begins(self, model_busy: bool, rows: int) -> None:  # noqa: ARG002
+                told.append(model_busy)
+                first_told.set()
 
         def extract(batch: np.ndarray) -> np.ndarray:
             if batch.max() == 20:
                 assert first_told.wait(10)
             return np.full((1, 1, 1, 1), batch.max(), np.float32)
 
-        it.compute._share_cores = tell
+        it.compute._cores = Told(threads=1, pool=1)
         detector = FakeDetector(FakeExtractor())
         detector.extractor.extract = extract  # type: ignore[method-assign]
         it.submit(detector, 10)
