@@ -20,6 +20,7 @@ from edge_daemon.errors import RecipeSignatureError
 from edge_daemon.pipeline.recipes import Recipes
 from export.build import build_recipe
 from export.cli import main
+from tests.daemon import DaemonProcess
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +226,35 @@ def test_a_key_of_openssl_signs_and_another_kind_of_key_does_not(recipes, tmp_pa
     assert export("sign", "--key", tmp_path / "ed25519.pem", tmp_path / "c.recipe") == 0
     assert export("sign", "--key", tmp_path / "x25519.pem", tmp_path / "c.recipe") == 2
     assert "not an Ed25519 key" in capsys.readouterr().err
+
+
+def test_a_daemon_judges_by_signed_recipes_only(recipes, tmp_path, capsys):
+    """All of it in a real daemon: start, activation, the list, and a start after the signature was taken away."""
+    public = made_key(tmp_path / "anna.key", capsys)
+    write_recipe(tmp_path / "signed.recipe", read_files(recipes / "1.recipe"))
+    assert export("sign", "--key", tmp_path / "anna.key", tmp_path / "signed.recipe") == 0
+    store = Store(tmp_path / "d" / "state" / "store")
+    kept, unsigned = store.add(tmp_path / "signed.recipe"), store.add(recipes / "2.recipe")
+    config = (
+        f'line = "l"\n[security.trusted_signers]\nanna = "{public}"\n'
+        f'[cameras.top]\nkind = "folder"\npath = "{recipes / "good"}"\nloop = true\n'
+        '[stations.gate]\nviews = [{ camera = "top", recipe = "washer@1" }]\nrequire_signed_recipes = true\n'
+    )
+    with DaemonProcess(tmp_path / "d", config) as daemon:
+        with daemon.control() as control:
+            listed = {r["version"]: r["signed_by"] for r in control.request("recipes")["recipes"]}
+            assert listed == {"1": "anna", "2": "unsigned"}
+            refused = control.wait(control.request("activate", {"recipe": f"washer@{unsigned.digest}"})["job"])
+            assert refused.state == "failed"
+            assert "is not signed" in refused.error.message
+            taken = control.wait(control.request("activate", {"recipe": "washer@1"})["job"])
+            assert taken.state == "done"
+        assert daemon.stop() == 0
+        (kept.path / SIGNATURE).unlink()
+        daemon.ready = lambda status: bool(status.get("stations", {}).get("gate", {}).get("alarms"))
+        daemon.start()
+        gate = daemon.status()["stations"]["gate"]
+        assert not gate["trigger_ready"]
+        assert any("is not signed" in alarm for alarm in gate["alarms"])
+        with daemon.triggers() as triggers:
+            assert not triggers.trigger("gate", "1").accepted
