@@ -121,7 +121,7 @@ class AuditTrail:
         self._previous = hashlib.sha256(last).hexdigest()
         try:
             self._number = int(json.loads(last)["number"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             log.error("the last line of %s is no entry; the numbers begin anew", self._path)
 
     def close(self) -> None:
@@ -316,7 +316,7 @@ def read_trail(path: Path) -> Iterator[AuditLine]:
 def _line(number: int, raw: bytes, previous: str) -> AuditLine:
     try:
         entry = AuditEntry(**json.loads(raw))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return AuditLine(number, None, f"line {number} is no entry")
     if entry.previous != previous:
         return AuditLine(number, entry, f"line {number} does not follow the one before: one was changed or taken out")

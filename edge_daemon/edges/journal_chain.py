@@ -42,7 +42,9 @@ def parse_head(text: str) -> Head:
     except ValueError:
         head = Head(-1, b"")
     if head.links < 0 or len(head.digest) != len(START):
-        raise JournalError(f"{text!r} is no head of a journal; one looks like 4711:9f86d0… as status messages carry it")
+        raise JournalError(
+            f"{text[:100]!r} is no head of a journal; one looks like 4711:9f86d0… as status messages carry it"
+        )
     return head
 
 

@@ -29,6 +29,7 @@ from edge_daemon.cameras.channel import Channel, ChannelClosed
 from edge_daemon.config import Config
 from edge_daemon.config import load_config as load_daemon_config
 from edge_daemon.detectors.loading import build_detector, check_golden
+from edge_daemon.edges.audit import AuditTrail, read_trail
 from edge_daemon.edges.journal import Journal, KnownBoot, Replay
 from edge_daemon.edges.journal_chain import parse_head, verify
 from edge_daemon.edges.journal_tools import Wanted, csv_row, find, salvage
@@ -484,6 +485,17 @@ def _state() -> tuple[Target, ...]:
         for entry in Choices(folder / "engines.json").measurements():
             entry.engine()
 
+    def audit(data: bytes, folder: Path) -> None:
+        (folder / "audit.jsonl").write_bytes(data)
+        for line in read_trail(folder / "audit.jsonl"):
+            assert line.entry is not None or line.problem
+        told: list[object] = []
+        with closing(AuditTrail(folder / "audit.jsonl", lambda: "2026-11-21T08:00:00Z", told.append)) as trail:
+            trail.open()
+        kept = (folder / "audit.jsonl").read_bytes()
+        assert kept == data[: len(kept)]
+        assert not kept or kept.endswith(b"\n") or len(data) > 65_536
+
     def configured(data: bytes, folder: Path) -> None:
         (folder / "configured.json").write_bytes(data)
         recipes = Recipes(Store(folder), Sessions(kit.ENGINE), "flat", folder / "configured.json")
@@ -499,11 +511,18 @@ def _state() -> tuple[Target, ...]:
         Target("journal file", lambda folder: [kit.journal_file(folder)], journal, weight=3),
         Target("active recipe set", lambda _f: [sets.encode()], active),
         Target("measured engines", lambda _f: [measured.encode()], engines),
+        Target("audit trail", lambda _f: [_AUDIT, _AUDIT + b'{"number": 3, "cut'], audit, ()),
         Target("configured recipes", lambda _f: [b'{"st1": {"top": "bottle"}}'], configured, rejections=()),
         Target(
             "journal head", lambda _f: [b"4711:" + b"9f" * 32], lambda d, _f: parse_head(d.decode("utf-8", "replace"))
         ),
     )
+
+
+_AUDIT = b"".join(
+    json.dumps({"number": n, "utc": "2026-11-21T08:00:00Z", "command": "drain", "outcome": "done"}).encode() + b"\n"
+    for n in (1, 2)
+)
 
 
 def _found(path: Path) -> None:
