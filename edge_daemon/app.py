@@ -30,10 +30,12 @@ from edge_daemon.edges.connections import ConnectionLimits
 from edge_daemon.edges.doorkeeper import Doorkeeper
 from edge_daemon.edges.journal import Boot, Intent, Journal
 from edge_daemon.edges.keyring import KeyRing
+from edge_daemon.edges.metrics import Reading, exposition
 from edge_daemon.edges.publisher import Publisher, PublisherConfig
 from edge_daemon.edges.records import Records
 from edge_daemon.edges.replay import ReplayDesk
 from edge_daemon.edges.retention import Retention, Rules
+from edge_daemon.edges.scrapes import MetricsServer
 from edge_daemon.edges.server import CONTROL, REPLAY, TRIGGERS, RequestServer, ServerStats
 from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
@@ -129,6 +131,7 @@ class Daemon:
         """Start, serve until `stop`, drain, stop. Returns the exit status. Raises EdgeError when it cannot start."""
         with ExitStack() as stack:
             self._start(stack)
+            self._serve_metrics(stack)
             log.info("%d station(s) on line %s, boot %d", len(self._stations), self._config.line, self._boot.number)
             longest_ns = int(max(s.config.deadline_ms for s in self._stations.values()) * 1e6)
             self._notifier.ready()
@@ -578,6 +581,27 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """Everything about the daemon, for `edge-ctl status`."""
+        return self._measures() | {"threads": thread_pools()}
+
+    def _metrics_page(self) -> bytes:
+        """What Prometheus reads; called in a thread of its own."""
+        stages = self._health.distributions() | self._compute.distributions() | self._way_out.distributions()
+        latencies = {name: station.latency() for name, station in self._stations.items()}
+        return exposition(Reading(self._measures(), self._compute.passes, stages, latencies, self._compute.scores()))
+
+    def _serve_metrics(self, stack: ExitStack) -> None:
+        """No line stands still because nobody can watch it."""
+        if self._config.metrics.listen is None:
+            return
+        host, _, port = self._config.metrics.listen.rpartition(":")
+        server = MetricsServer(host.removeprefix("[").removesuffix("]"), int(port), self._metrics_page)
+        try:
+            server.open()
+        except EdgeError as error:
+            self._emit("alarm", "", "metrics", str(error), "error")
+        stack.callback(server.close)
+
+    def _measures(self) -> dict[str, Any]:
         journal = self._journal.stats()
         return {
             "line": self._identity.line,
@@ -589,7 +613,6 @@ class Daemon:
             "stages_ms": self._health.stages_ms()
             | self._compute.stages_ms()
             | self._way_out.stages_ms(journal.commit_p50_ms),
-            "threads": thread_pools(),
             "journal": asdict(journal),
             "records": asdict(self._records.stats()),
             "publisher": asdict(self._publisher.stats()),

@@ -92,6 +92,17 @@ Threads = Annotated[Count, Field(ge=0, le=256)]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
 
+def _host_and_port(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        raise ValueError("must look like 127.0.0.1:9108, an address of this PC and a port") from None
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise ValueError(f"the port must be a number from 1 to 65535, not {port!r}")
+    return value
+
+
 class Section(BaseModel):
     """Base of all tables: frozen, unknown keys refused."""
 
@@ -221,6 +232,15 @@ class SecurityConfig(Section):
     --public FILE` prints them. Stations with `require_signed_recipes` judge by nothing else."""
 
 
+class MetricsConfig(Section):
+    """Metrics for Prometheus, over HTTP at `/metrics`. Counters, times and names of this configuration, no secret and
+    no picture; whoever reaches the address can read them, and can do nothing else there."""
+
+    listen: Annotated[str, AfterValidator(_host_and_port)] | None = None
+    """Address and port, such as `127.0.0.1:9108` for a Prometheus (or an agent) on this PC, or this PC's address on the
+    plant's network. By default none."""
+
+
 class ImagesConfig(Section):
     """Which pictures go out on the images socket."""
 
@@ -344,6 +364,8 @@ class Config(Section):
     """Where imported recipes are kept."""
     security: SecurityConfig = SecurityConfig()
     """Who is trusted."""
+    metrics: MetricsConfig = MetricsConfig()
+    """What Prometheus reads."""
     cameras: Annotated[dict[TableName, CameraConfig], Field(min_length=1)]
     """The cameras, one table each."""
     stations: Annotated[dict[TableName, StationConfig], Field(min_length=1)]

@@ -17,6 +17,7 @@ import numpy as np
 from edge_daemon.core.align import Pose
 from edge_daemon.core.clock import Clock
 from edge_daemon.core.decision import Evaluation, Evidence, Reason, Thresholds, ViewVerdict, judge_score
+from edge_daemon.core.histogram import RATIOS, Distribution, Histogram
 from edge_daemon.detectors.base import Features, Prepared
 from edge_daemon.detectors.loading import ReadyRecipe, check_golden_features
 from edge_daemon.errors import EdgeError, NotLocatedError, PictureError
@@ -106,6 +107,7 @@ class Compute:
         self._tiled_frame = threading.Semaphore(1)
         self._golden_under_way: set[str] = set()  # stations; added by one thread, taken out by the other
         self._stages = Stages()
+        self._scores: dict[tuple[str, str], Histogram] = {}
         self._passes = 0  # counted by the thread of the search alone
         self._turn_under_way = False
         self._golden_went_wrong = False
@@ -161,6 +163,14 @@ class Compute:
         """Median milliseconds of each stage over the last frames: prepare, model, search, boxes (of frames that
         needed any), record (the outcome made and handed to the journal)."""
         return self._stages.medians()
+
+    def distributions(self) -> dict[str, Distribution]:
+        """Seconds of each of these stages, since the start."""
+        return self._stages.distributions()
+
+    def scores(self) -> dict[tuple[str, str], Distribution]:
+        """Scores divided by their (lower) threshold, by station and view, since the start."""
+        return {key: histogram.read() for key, histogram in list(self._scores.items())}
 
     def _fail(self, works: Sequence[Work], reason: Reason) -> None:
         for work in works:
@@ -344,6 +354,9 @@ class Compute:
         verdict = judge_score(evidence.score, evidence.max_distance, detector.thresholds)
         judged = time.perf_counter()
         self._time_judgement(evidence, detector.thresholds, (judged - begun) * 1e3)
+        if detector.thresholds.lower > 0:
+            score = self._scores.setdefault((work.station.name, work.view), Histogram(RATIOS))
+            score.add(evidence.score / detector.thresholds.lower)
         judged_ns = self._clock.monotonic_ns()
         outcome = ViewOutcome(verdict, work.frame, evidence, extracted.model_ns, extracted.features_ns, judged_ns)
         work.station.view_done(work.inspection, work.view, outcome)

@@ -21,6 +21,7 @@ from edge_daemon.core.health import (
     take_sample,
     violation,
 )
+from edge_daemon.core.histogram import Distribution
 from edge_daemon.detectors.health import health_limits
 from edge_daemon.detectors.loading import ReadyRecipe
 from edge_daemon.errors import PictureError
@@ -98,6 +99,10 @@ class HealthDesk:
             return
         verdict = ViewVerdict(Evaluation.NOT_DECIDABLE, found.reason)
         work.station.view_done(work.inspection, work.view, ViewOutcome(verdict, work.frame))
+
+    def distributions(self) -> dict[str, Distribution]:
+        """Seconds of `health`, since the start."""
+        return self._stages.distributions()
 
     def stages_ms(self) -> dict[str, float]:
         """Median milliseconds of `health` over the last frames."""

@@ -6,22 +6,33 @@ from collections.abc import Callable
 
 import numpy as np
 
+from edge_daemon.core.histogram import SECONDS, Distribution, Histogram
+
 _KEPT = 512
 # Outcomes on their way out; a record that is never published (a second outcome) is forgotten after these.
 _ON_THE_WAY = 4_096
 
 
 class Stages:
-    """Milliseconds of the last 512 frames, by stage. May be used from any thread."""
+    """Milliseconds of the last 512 frames, and the distribution over all, by stage. May be used from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ms: dict[str, deque[float]] = {}
+        self._histograms: dict[str, Histogram] = {}
 
     def add(self, stage: str, ms: float) -> None:
         """One frame's time."""
         with self._lock:
-            self._ms.setdefault(stage, deque(maxlen=_KEPT)).append(ms)
+            if stage not in self._ms:
+                self._ms[stage], self._histograms[stage] = deque(maxlen=_KEPT), Histogram(SECONDS)
+            self._ms[stage].append(ms)
+            self._histograms[stage].add(ms / 1e3)
+
+    def distributions(self) -> dict[str, Distribution]:
+        """Seconds by stage, since the start."""
+        with self._lock:
+            return {stage: histogram.read() for stage, histogram in self._histograms.items()}
 
     def medians(self) -> dict[str, float]:
         """Median milliseconds by stage, in the order in which stages were first seen."""
@@ -58,6 +69,10 @@ class WayOut:
             begun_ns = self._begun_ns.pop(result_id, None)
         if begun_ns is not None:
             self._stages.add("out", (self._clock_ns() - begun_ns) / 1e6)
+
+    def distributions(self) -> dict[str, Distribution]:
+        """Seconds of `out`, from the conclusion to the publisher, since the start."""
+        return self._stages.distributions()
 
     def stages_ms(self, commit_ms: float) -> dict[str, float]:
         """`journal`: the median commit, commit_ms; `publish`: the median of what the way out takes beyond it.

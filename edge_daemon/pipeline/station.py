@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from edge_daemon.core.decision import (
     combine,
 )
 from edge_daemon.core.frame import Frame
+from edge_daemon.core.histogram import SECONDS, Distribution, Histogram
 from edge_daemon.core.states import State, StationEvent, step
 from edge_daemon.detectors.loading import ReadyRecipe
 from edge_daemon.edges.journal import Intent
@@ -121,11 +122,13 @@ class Station:
         self._open: dict[str, OpenInspection] = {}
         self._concluding: dict[str, int] = {}
         self._counts = dict.fromkeys(Bucket, 0)
+        self._reasons: dict[Bucket, Counter[str]] = {bucket: Counter() for bucket in Bucket}
         self._accepted = 0
         self._last_seq = 0
         self._late_in_a_row = 0
         self._second_outcomes = 0
         self._latencies_ms: deque[float] = deque(maxlen=_LATENCIES_KEPT)
+        self._latency = Histogram(SECONDS)
         self._quantiles: dict[str, float] = {}
         self._quantiles_ns = 0
         self._camera_states = {camera: _CameraState() for camera in self.cameras}
@@ -410,13 +413,16 @@ class Station:
         with self._lock:
             bucket = bucket_of(Evaluation.from_label(record.evaluation), ResultState(record.result_state))
             self._counts[bucket] += 1
+            self._reasons[bucket][record.reason] += 1
             self._last_seq = max(self._last_seq, record.seq)
             accepted_ns = self._concluding.pop(record.result_id, None)
             if accepted_ns is None:
                 # A trigger of the boot before, which ends in this one.
                 self._accepted += 1
             else:
-                self._latencies_ms.append((self._clock.monotonic_ns() - accepted_ns) / 1e6)
+                took_ns = self._clock.monotonic_ns() - accepted_ns
+                self._latencies_ms.append(took_ns / 1e6)
+                self._latency.add(took_ns / 1e9)
         self._changed()
 
     # -- pulses on a wire ----------------------------------------------------------------------------
@@ -779,6 +785,7 @@ class Station:
         with self._lock:
             details: dict[str, object] = {
                 "latency_ms": self._latency_quantiles(),
+                "outcomes": {bucket.value: dict(reasons) for bucket, reasons in self._reasons.items() if reasons},
                 "open": len(self._open),
                 "waiting_for_journal": len(self._concluding),
                 "second_outcomes": self._second_outcomes,
@@ -823,6 +830,10 @@ class Station:
                 alarms=tuple(f"{key}: {message}" for key, message in sorted((self._alarms | self._warnings).items())),
                 details=details,
             )
+
+    def latency(self) -> Distribution:
+        """Seconds from trigger to publication, since the start."""
+        return self._latency.read()
 
     def _searches(self, view: str) -> dict[str, float]:
         """Of the view's judged frames of this boot, the mean of patches that had to be searched exactly."""
