@@ -6,6 +6,7 @@ known by its inode as well, and is shut down through a duplicate of the descript
 """
 
 import contextlib
+import ctypes
 import itertools
 import os
 import socket
@@ -19,6 +20,7 @@ from typing import Final
 # struct tcp_info of linux/tcp.h: tcpi_bytes_received, since Linux 4.1.
 _BYTES_RECEIVED_AT: Final = 128
 _TCP_INFO_BYTES: Final = 136
+_MEASURED_FOR_NS: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,20 +153,21 @@ class Connections:
         return ended
 
     def flooding(self, now_ns: int) -> list[Connection]:
-        """Those that have sent more than they may since they were measured last. Whatever ZeroMQ makes of it (a message
-        without end is kept until its last frame), this much the network card has taken."""
+        """Those that have sent more than they may in a second, however short the time was in which they did. Whatever
+        ZeroMQ makes of it (a message without end is kept until its last frame), this much the network card took."""
         with self._lock:
             connections = list(self._by_descriptor.values())
         return [c for c in connections if self._floods(c, now_ns)]
 
     def _floods(self, connection: Connection, now_ns: int) -> bool:
-        elapsed_ns = now_ns - connection.measured_ns
         received = _received_bytes(connection)
-        if received is None or elapsed_ns <= 0:
+        if received is None:
             return False
-        rate = (received - connection.received_bytes) * 1e9 / elapsed_ns
-        connection.received_bytes, connection.measured_ns = received, now_ns
-        return rate > self.limits.bytes_per_s
+        elapsed_s = max(1.0, (now_ns - connection.measured_ns) / 1e9)
+        floods = received - connection.received_bytes > self.limits.bytes_per_s * elapsed_s
+        if now_ns - connection.measured_ns >= _MEASURED_FOR_NS:
+            connection.received_bytes, connection.measured_ns = received, now_ns
+        return floods
 
     def by_socket(self) -> dict[str, int]:
         """How many there are."""
@@ -213,13 +216,20 @@ def _received_bytes(connection: Connection) -> int | None:
 
 
 def _shut(connection: Connection) -> bool:
-    """Both directions: ZeroMQ sees the end of the connection and cleans up by itself."""
+    """Resets it: ZeroMQ sees the end of the connection and cleans up by itself.
+
+    shutdown() would not do: what a peer that heeds no end goes on sending is still received, and read (seen: 100 MB).
+    connect() to no address (AF_UNSPEC, connect(2)) drops what was received and answers the rest with a reset.
+    """
     try:
         with _borrowed(connection.descriptor, connection.inode) as peer:
-            peer.shutdown(socket.SHUT_RDWR)
+            if peer.family == socket.AF_UNIX:
+                peer.shutdown(socket.SHUT_RDWR)
+                return True
+            nobody = struct.pack("=H14x", socket.AF_UNSPEC)
+            return bool(ctypes.CDLL(None).connect(peer.fileno(), nobody, len(nobody)) == 0)
     except OSError:
         return False
-    return True
 
 
 @contextlib.contextmanager

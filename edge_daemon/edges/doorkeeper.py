@@ -292,10 +292,12 @@ class Doorkeeper:
 
     def _ended(self, name: str, descriptor: int) -> None:
         connection = self._connections.ended(name, descriptor)
-        if connection is None or connection.spoken:
+        if connection is not None and (connection.spoken or connection.shut):
             return
         if self._failures_told[name]:
             self._failures_told[name] -= 1
+        elif connection is None:
+            self._stranger("", "")  # over before anybody looked
         elif self._clock_ns() - connection.since_ns < self._connections.limits.young_ns:
             self._stranger(connection.address, "")  # what it sent was no ZeroMQ at all
 
