@@ -5,6 +5,7 @@ Everything is read from what `status` holds; nothing here is counted on the way 
 of the configuration, reasons and states of the vocabulary, never an id of a part.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,7 +14,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from edge_daemon.core.decision import Bucket, Reason
 from edge_daemon.core.histogram import Distribution
@@ -172,9 +172,9 @@ def _distributions(reading: Reading) -> Families:
 
 def _add(family: HistogramMetricFamily, labels: list[str], distribution: Distribution) -> None:
     buckets, below = [], 0
-    for bound, count in zip((*distribution.bounds, float("inf")), distribution.counts, strict=True):
+    for bound, count in zip((*distribution.bounds, math.inf), distribution.counts, strict=True):
         below += count
-        buckets.append((floatToGoString(bound), float(below)))
+        buckets.append(("+Inf" if bound == math.inf else str(bound), float(below)))
     family.add_metric(labels, buckets, distribution.total)
 
 

@@ -17,6 +17,7 @@ from edge_daemon.gateway.dialogue import AskDaemon, Dialogue, DialogueSettings, 
 from edge_daemon.gateway.errors import GatewayError
 from edge_daemon.gateway.link import DaemonEndpoints, DaemonLink
 from edge_daemon.gateway.words import Block, Command
+from edge_daemon.logs import fields
 from edge_daemon.notify import Notifier
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class StationSession:
                 case AskDaemon():
                     self._ask(self.dialogue.settings.station, effect)
                 case Note(text):
-                    log.warning("%s", text)
+                    log.warning("%s", text, extra=fields(station=self.dialogue.settings.station))
 
     def wrote(self, command: Command) -> None:
         """The PLC wrote its command block."""
