@@ -274,6 +274,7 @@ class Compute:
         self._stages.add("model", (time.perf_counter() - begun) * 1e3 / len(batch))
         for prepared, feature in zip(batch, features, strict=True):
             pose = prepared.frame.pose
+            self._search_busy = True  # before its thread wakes: the model may begin with the next frame first
             self._to_search.put(_Extracted(prepared.work, feature, pose, in_tiles, model_ns, features_ns))
         return True
 
@@ -319,7 +320,6 @@ class Compute:
             if isinstance(extracted, _GoldenExtracted):
                 self._judge_golden(extracted)
                 continue
-            self._search_busy = True
             try:
                 self._judge(extracted)
             finally:
