@@ -1,13 +1,16 @@
 """Pools that are sized while the program runs."""
 
 import ctypes
+import os
+import threading
 from pathlib import Path
 
 import faiss  # noqa: F401 - its OpenBLAS must not be taken for numpy's
 import numpy as np
 import pytest
 
-from edge_daemon.threads import blas_limiter
+from edge_daemon.engines.sessions import pool_cores
+from edge_daemon.threads import CoreSharing, blas_limiter
 
 
 def openblas_threads() -> int:
@@ -42,3 +45,49 @@ def test_without_openblas_there_is_nothing_to_limit(tmp_path: Path) -> None:
     )
     assert blas_limiter(maps) is None
     assert blas_limiter(tmp_path / "none") is None
+
+
+def test_each_thread_of_a_pool_but_the_callers_gets_a_core() -> None:
+    cores = [frozenset({0, 4}), frozenset({1, 5}), frozenset({3})]
+    assert pool_cores(3, cores) == "2,6;4"
+    assert pool_cores(2, cores) == "2,6"
+    assert pool_cores(1, cores) == "", "the caller alone"
+    assert pool_cores(0, cores) == "", "onnxruntime chooses"
+    assert pool_cores(4, cores) == "", "more threads than cores take turns anyway"
+
+
+def test_the_model_takes_the_core_its_pool_leaves_free_and_gives_it_up_beside_a_search() -> None:
+    everywhere = os.sched_getaffinity(0)
+    cores = [frozenset({cpu}) for cpu in sorted(everywhere)]
+    if len(cores) < 2:
+        pytest.skip("needs two CPUs")
+    sharing = CoreSharing(threads=2, pool=2, cores=cores)
+    found: list[set[int]] = []
+
+    def model() -> None:
+        for search_busy in (False, True, False):
+            sharing.model_begins(search_busy)
+            found.append(os.sched_getaffinity(0))
+
+    thread = threading.Thread(target=model)
+    thread.start()
+    thread.join()
+    assert found == [cores[0], everywhere, cores[0]]
+    assert os.sched_getaffinity(0) == everywhere, "no other thread is moved"
+
+
+@pytest.mark.parametrize("pool", [1, 9])
+def test_a_model_without_a_pinned_pool_stays_where_the_system_puts_it(pool: int) -> None:
+    sharing = CoreSharing(threads=1, pool=pool, cores=[frozenset({0}), frozenset({1})])
+    before = os.sched_getaffinity(0)
+    sharing.model_begins(search_busy=False)
+    assert os.sched_getaffinity(0) == before
+
+
+def test_a_search_beside_the_model_and_one_of_a_small_bank_take_one_core() -> None:
+    sharing = CoreSharing(threads=2, pool=1)
+    told: list[int] = []
+    sharing._limit = told.append
+    for model_busy, rows in ((False, 100_000), (True, 100_000), (False, 2_000)):
+        sharing.search_begins(model_busy, rows)
+    assert told == [2, 1, 1]
