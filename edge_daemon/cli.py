@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_daemon import __version__, logs
+from edge_daemon.audit_cli import add_audit
 from edge_daemon.errors import ConfigError, EdgeError
 from edge_daemon.journal_cli import add_journal
 from edge_daemon.threads import set_thread_environment
@@ -188,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_bench(commands)
     add_journal(commands, _add_config)
+    add_audit(commands, _add_config)
     _add_store(commands.add_parser("store", help="import and list recipes", allow_abbrev=False))
     return parser
 
