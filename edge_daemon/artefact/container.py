@@ -105,7 +105,7 @@ def _check_end(file: BinaryIO, path: Path) -> None:
     file.seek(max(0, length - _END.size - _LOCATOR.size - _END_64.size))
     tail = file.read()
     if len(tail) < _END.size or not tail[-_END.size :].startswith(b"PK\5\6") or not tail.endswith(b"\0\0"):
-        raise RecipeUnreadable(f"{path} is no .recipe file, or its end is missing: copy it again")
+        raise RecipeUnreadable(f"recipe {path} cannot be read: it is truncated or damaged, or no recipe; copy it again")
     sizes = [_END.unpack(tail[-_END.size :])[5]]
     if len(tail) == _END.size + _LOCATOR.size + _END_64.size and tail.startswith(b"PK\6\6"):
         sizes.append(_END_64.unpack_from(tail)[8])

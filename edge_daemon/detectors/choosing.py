@@ -15,7 +15,7 @@ from edge_daemon.engines.device import DeviceFeatures
 from edge_daemon.engines.graph import GraphEngine
 from edge_daemon.engines.nearest import NearestNeighbour, make_engine
 from edge_daemon.engines.sessions import Sessions
-from edge_daemon.errors import EdgeError
+from edge_daemon.errors import EdgeError, RecipeShapeError
 
 Array = NDArray[np.float32]
 
@@ -66,6 +66,8 @@ def _golden_features(recipe: Recipe, sessions: Sessions, provider: str) -> list[
         extract = extractor.extract
     golden = [g for g in recipe.golden if g.kind == "good"] or list(recipe.golden)
     features = [extract(settings.prepare(g.pixels).inputs)[0] for g in golden[:_FRAMES]]
+    for found in features:
+        check_shape(recipe, found)
     return [f for f in features if largest_squared_norm(_on_host(f, recipe.projection)) <= LARGEST_SQUARED_NORM]
 
 
@@ -79,6 +81,18 @@ def _engines(recipe: Recipe, sessions: Sessions, provider: str) -> dict[str, Nea
         except EdgeError:
             continue
     return made
+
+
+def check_shape(recipe: Recipe, features: Features) -> None:
+    """That the graph gives what the recipe says, (gh, gw, D): a mask of another grid would lie elsewhere, a bank of
+    other dimensions compares with nothing. Raises RecipeShapeError."""
+    manifest = recipe.manifest
+    said, found = (*manifest.grid, manifest.backbone.dim), tuple(int(n) for n in features.shape)
+    if found != said:
+        raise RecipeShapeError(
+            f"the backbone of {manifest.name} gives {found} (cells down, across, dimensions), the recipe says {said}: "
+            "make the recipe again"
+        )
 
 
 def _on_host(features: Features, projection: Array | None) -> Array:

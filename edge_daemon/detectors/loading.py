@@ -9,7 +9,7 @@ from edge_daemon.artefact.recipe import Golden, Recipe, load_recipe
 from edge_daemon.artefact.signature import Trust
 from edge_daemon.core.decision import Evidence, Thresholds, judge_score
 from edge_daemon.detectors.base import Detector, Extractor, Features
-from edge_daemon.detectors.choosing import choose_engine
+from edge_daemon.detectors.choosing import check_shape, choose_engine
 from edge_daemon.detectors.patchcore import PatchCoreDetector, PatchCoreSettings
 from edge_daemon.detectors.tiles import TiledExtractor
 from edge_daemon.engines.choice import Choice
@@ -102,10 +102,11 @@ def golden_tolerance(provider: str, precision: str, located: bool = False) -> fl
 
 
 def check_golden(recipe: Recipe, detector: Detector, golden: Golden) -> Evidence:
-    """One golden sample through the live engine. Raises RecipeGoldenError when it comes out otherwise."""
-    return check_golden_features(
-        recipe, detector, golden, detector.extractor.extract(detector.prepare(golden.pixels).inputs)[0]
-    )
+    """One golden sample through the live engine. Raises RecipeGoldenError when it comes out otherwise, RecipeShapeError
+    when the graph gives another grid than the recipe says."""
+    features = detector.extractor.extract(detector.prepare(golden.pixels).inputs)[0]
+    check_shape(recipe, features)
+    return check_golden_features(recipe, detector, golden, features)
 
 
 def check_golden_features(recipe: Recipe, detector: Detector, golden: Golden, features: Features) -> Evidence:

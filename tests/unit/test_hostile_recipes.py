@@ -24,8 +24,10 @@ from edge_daemon.artefact.pictures import encode_png
 from edge_daemon.artefact.recipe import BACKBONE, BANK, MANIFEST, load_recipe, manifest_digest, sha256
 from edge_daemon.artefact.signature import SIGNATURE
 from edge_daemon.artefact.store import Store
+from edge_daemon.detectors.loading import load_verified
+from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.onnx_bytes import refuse_foreign_files
-from edge_daemon.engines.sessions import EngineOptions, OnnxExtractor
+from edge_daemon.engines.sessions import EngineOptions, OnnxExtractor, Sessions
 from edge_daemon.errors import (
     EdgeError,
     RecipeDigestError,
@@ -34,6 +36,7 @@ from edge_daemon.errors import (
     RecipeShapeError,
     RecipeUnreadable,
 )
+from tests.fuzz import kit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -519,3 +522,26 @@ def test_the_size_of_a_png_stands_first_and_once() -> None:
     for bad in (whole[:33] + ihdr + whole[33:], whole[:8] + whole[33:]):
         with pytest.raises(PictureError, match="disorder"):
             decode_picture(bad, "p")
+
+
+# ---------------------------------------------------------------- what the graph really gives
+
+
+@pytest.mark.parametrize("measured", [False, True], ids=["engine by rule", "engine measured"])
+@pytest.mark.parametrize(
+    "change", [{"grid": [1, 2]}, {"grid": [4, 4]}, {"dim": 4}], ids=["fewer", "more", "dimensions"]
+)
+def test_a_graph_that_gives_other_cells_than_the_recipe_says_is_refused(
+    tmp_path: Path, change: dict[str, Any], measured: bool
+) -> None:
+    """A mask would ignore other places than those that were drawn."""
+    files = kit.recipe()
+    manifest = json.loads(files[MANIFEST])
+    manifest["backbone"] |= change
+    if "dim" in change:
+        files = kit.with_bank(files, safetensors.numpy.save({"bank": np.zeros((4, 4), np.float32)}))
+        manifest["bank"] |= {"dim": 4, "sha256": sha256(files[BANK])}
+    put(tmp_path / "r", {**files, MANIFEST: kit.sealed(json.dumps(manifest).encode())})
+    sessions = Sessions(EngineOptions(intra_op_threads=1), Choices(tmp_path / "engines.json") if measured else None)
+    with pytest.raises(RecipeShapeError, match="the recipe says"):
+        load_verified(tmp_path / "r", sessions)
