@@ -177,6 +177,8 @@ def _install(root: Path) -> list[str]:
         drop_in.parent.mkdir()
         library = f"[Service]\nEnvironment=LD_LIBRARY_PATH={_PYTHON}/lib PYTHONDONTWRITEBYTECODE=1\n"
         drop_in.write_text(f"{library}WatchdogSec=3\nTimeoutAbortSec=2\n")
+    users = ["systemd-sysusers", f"--root={root}", str(ROOT / "systemd/edge-daemon.sysusers.conf")]
+    subprocess.run(users, check=True, capture_output=True)
     (root / "etc/edge-daemon").mkdir()
     pairs = (
         (sys.base_prefix, _PYTHON),

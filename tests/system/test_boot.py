@@ -97,13 +97,12 @@ def ctl(line: Booted, *arguments: str) -> str:
     return line.run(f"{INSTALLED}/.venv/bin/edge-ctl", *arguments)
 
 
-def test_a_start_returns_when_the_line_is_ready_and_runs_as_nobody_in_particular(line: Booted) -> None:
+def test_a_start_returns_when_the_line_is_ready_and_runs_as_its_own_user(line: Booted) -> None:
     line.run("systemctl", "start", "edge-daemon")
     assert line.show("edge-daemon", "ActiveState") == "active"
     assert "st1" in ctl(line, "status")  # at once: the sockets are bound
     wait_until_ready(line)
-    user = line.run("ps", "-o", "user=", "-p", pid_of(line)).strip()
-    assert user not in ("root", "0")
+    assert line.run("ps", "-o", "user=", "-p", pid_of(line)).strip() == "edge"
 
 
 def test_a_line_of_the_log_is_found_by_station_and_trigger(daemon: Booted) -> None:
@@ -179,6 +178,29 @@ def test_the_gateway_lives_through_the_daemons_restart_and_is_watched_itself(dae
     daemon.wait("it serves", lambda: daemon.show("edge-gateway", "ActiveState") == "active")
     assert pid_of(daemon, "edge-gateway") != gateway
     daemon.run("systemctl", "stop", "edge-gateway")
+
+
+def test_a_recipe_is_imported_by_the_user_of_the_daemon(daemon: Booted) -> None:
+    program = f"{INSTALLED}/.venv/bin/edge-daemon"
+    as_edge = ("runuser", "-u", "edge", "--", "env", "LD_LIBRARY_PATH=/opt/python/lib", program)
+    daemon.run(*as_edge, "store", "import", "/etc/edge-daemon/flange.recipe")
+    with configured(daemon, CONFIG.replace("/etc/edge-daemon/flange.recipe", "flange")):
+        daemon.run("systemctl", "restart", "edge-daemon")
+        wait_until_ready(daemon)
+
+
+def test_a_client_enrolled_while_the_line_runs_gets_in_with_a_reload(daemon: Booted) -> None:
+    with configured(daemon, CONFIG + '[security]\ncurve = "always"\n'):
+        ctl(daemon, "keys", "init")
+        daemon.run("systemctl", "restart", "edge-daemon")
+        wait_until_ready(daemon)
+        ctl(daemon, "keys", "enrol", "anna", "--role", "operator", "--out", "/root/anna.key")
+        stranger = daemon.run(f"{INSTALLED}/.venv/bin/edge-ctl", "--key", "/root/anna.key", "status", check=False)
+        assert "st1" not in stranger
+        daemon.run("systemctl", "reload", "edge-daemon")
+        daemon.wait("it said so", lambda: daemon.journal("EVENT=reload", f"_PID={pid_of(daemon)}"))
+        assert "st1" in ctl(daemon, "--key", "/root/anna.key", "status")
+    daemon.run("systemctl", "restart", "edge-daemon")
 
 
 def test_the_servers_secret_is_handed_over_by_systemd_when_there_is_one(daemon: Booted) -> None:
