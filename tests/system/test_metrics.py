@@ -32,8 +32,8 @@ loop = true
 deadline_ms = 20000
 views = [{{ camera = "top", recipe = "{recipe}" }}]
 [cameras.side]
-kind = "folder"
-path = "{pictures}"
+kind = "simulated"
+product = "flange"
 [stations.without-recipe]
 views = [{{ camera = "side", recipe = "none" }}]
 """
@@ -49,7 +49,8 @@ def page(tmp_path_factory: pytest.TempPathFactory, small_line: SmallLine) -> Pag
     folder = tmp_path_factory.mktemp("metrics")
 
     def ready(status: dict[str, Any]) -> bool:
-        return bool(status["stations"]["st1"]["trigger_ready"])
+        stations = status["stations"]
+        return bool(stations["st1"]["trigger_ready"] and stations["without-recipe"]["cameras"][0]["connected"])
 
     with DaemonProcess(folder, text, ready) as daemon, daemon.subscriber() as results, daemon.triggers() as triggers:
         for index in range(6):
@@ -131,6 +132,13 @@ def expressions() -> Iterator[tuple[str, str]]:
     rules = re.findall(r"- alert: (\S+)\n\s+expr: (?:>-\n)?((?:.|\n)*?)\n\s+(?:for|labels):", ALERTS.read_text())
     for name, expression in rules:
         yield f"alert {name}", " ".join(expression.split())
+
+
+def test_the_documentation_names_every_metric_and_no_other(page: Page) -> None:
+    suffixes = r"_(bucket|count|sum|created)$"
+    exported = {re.sub(suffixes, "", name) if name + "_sum" not in page else name for name in page}
+    told = set(re.findall(r"`(edge_\w+)`", (ROOT / "deploy/docs/service.md").read_text()))
+    assert {name for name in exported if name.startswith("edge_")} == told
 
 
 def test_there_are_queries_to_look_at() -> None:
