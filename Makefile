@@ -29,7 +29,12 @@ demo: $(VENV)/.installed  ## two simulated stations, from good parts to verdicts
 	$(BIN)/python deploy/demo $(DEMO_ARGS)
 
 test: lint  ## lint, types, import contracts and all tests
+ifeq ($(PYTEST_ARGS),)
+	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --ignore tests/unit
+else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+endif
 
 bench: $(VENV)/.installed-dev  ## measure speed here, beside the naive ways: out/bench/bench.json and one page of plots
 	$(BIN)/python -m tests.bench.suite $(BENCH_ARGS)
