@@ -33,6 +33,7 @@ from edge_daemon.errors import EdgeError
 Where = tuple[str | int, ...]
 
 _ENDPOINTS = ("results", "images", "status", "triggers", "control", "replay")
+_SHOWN, _TOLD = 80, 1_000  # characters of a name, and of a sentence that repeats what is in the file
 _NAME_RULE = "must be 1 to 64 letters, digits, '_' or '-', the first a letter or digit"
 
 
@@ -561,12 +562,12 @@ def told(problems: Sequence[Problem], text: str) -> list[str]:
 def _told(line: int | None, problem: Problem) -> str:
     variable = _variable_of(problem.where)
     source = f" (from {variable})" if variable else f" (line {line})" if line else ""
-    return f"{dotted(problem.where)}{source}: {problem.text}"
+    return f"{dotted(problem.where)}{source}: {problem.text[:_TOLD]}"
 
 
 def dotted(where: Where) -> str:
     """stations.st1.views[0].camera"""
-    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in where)
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step[:_SHOWN]}" for step in where)
     return text.removeprefix(".")
 
 
