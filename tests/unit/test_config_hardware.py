@@ -163,8 +163,9 @@ def test_a_camera_belongs_to_one_station(tmp_path: Path) -> None:
 
 def test_the_examples_of_the_page_are_right(tmp_path: Path) -> None:
     page = (Path(__file__).resolve().parents[2] / "deploy" / "docs" / "line-engineer.md").read_text("utf-8")
-    pulses, twice = (t for t in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "[stations.gate]" in t)
+    pulses, twice, signed = (t for t in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "[stations.gate]" in t)
     station = load(tmp_path, 'line = "line-7"\n' + pulses).stations["gate"]
     assert (station.hardware.earliest_ms, station.hardware.longest_delay_ms) == (-30, 120)
     gate = 'line = "line-7"\n[cameras.gate]\nkind = "gige"\nip = "192.168.10.22"\n'
     assert [view.name for view in load(tmp_path, gate + twice).stations["gate"].views] == ["gate", "dark-field"]
+    assert load(tmp_path, gate + signed).stations["gate"].require_signed_recipes
