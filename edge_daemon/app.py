@@ -74,6 +74,8 @@ A = TypeVar("A")
 # half a millisecond of a core.
 _STATUS_GAP_NS, _BUSY_GAP_NS = 10_000_000, 50_000_000
 _EXIT_DEFECT = 70
+# Requests of one client: more than one that waits for each answer can ask.
+_CONTROL_PER_S, _REPLAY_PER_S = 1_000, 2_000
 # Six sockets with all the connections they may have, and room for what is accepted before it is refused.
 _DESCRIPTORS = 16_384
 # A part that is not judged by its deadline is late: an inspection from which nothing has come for four of them is not
@@ -343,7 +345,7 @@ class Daemon:
             CONTROL,
             self._control.handle,
             max_outstanding_per_client=32,
-            max_per_s=self._config.security.max_requests_per_s,
+            max_per_s=_CONTROL_PER_S,
             door=self._door,
             admit=self._audit.admit,
             ended=self._audit.ended,
@@ -359,7 +361,7 @@ class Daemon:
             max_outstanding=2 * most_open,
             # One gateway has all stations; a client that floods leaves room for another.
             max_outstanding_per_client=most_open,
-            max_per_s=self._config.security.max_requests_per_s,
+            max_per_s=self._config.security.max_triggers_per_s,
             door=self._door,
             max_request_bytes=wire.max_request_bytes,
             on_fatal=self._fatal,
@@ -374,7 +376,7 @@ class Daemon:
             # An answer is large, and asking again gives it again: none is remembered, few wait for a slow client.
             remembered=0,
             high_water_mark=8,
-            max_per_s=self._config.security.max_requests_per_s,
+            max_per_s=_REPLAY_PER_S,
             door=self._door,
             on_fatal=self._fatal,
         )

@@ -223,9 +223,9 @@ class SecurityConfig(Section):
     that systemd hands over (`LoadCredential=`) wins over the one there."""
     max_connections: Annotated[Count, Field(ge=8, le=4_096)] = 256
     """Connections to one socket at a time; one more is refused and counted."""
-    max_requests_per_s: Annotated[Number, Field(ge=10, le=100_000)] = 2_000
-    """Requests of one client to one socket in a second; more are refused with `too_fast`, and a client that goes on all
-    the same is cut off. Several times what the line needs."""
+    max_triggers_per_s: Annotated[Number, Field(ge=10, le=100_000)] = 500
+    """Triggers of one client in a second; more are refused with `too_fast`, and a client that goes on all the same is
+    cut off. Several times what the line needs."""
 
     trusted_signers: Annotated[dict[TableName, PublicKey], Field(max_length=64)] = {}
     """Public keys of those whose signature on a recipe counts, by name: `anna = "…="`, as `edge-export signing-key

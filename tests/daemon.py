@@ -37,6 +37,7 @@ class DaemonProcess:
     config: TOML without [wire] and state_dir. Entering starts it and waits until `ready` is true of its
     status (default: every station takes triggers); leaving ends it, and fails when it ended by itself.
     prefix: a command that runs the daemon as this very process (`strace -D`); environment: besides the tests' own.
+    key: key file of an engineer, for a daemon that uses keys; host: where it listens.
     """
 
     def __init__(
@@ -47,8 +48,11 @@ class DaemonProcess:
         *,
         prefix: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        key: Path | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.folder = folder
+        self.key = key
         self.prefix = prefix
         self.environment = environment or {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +60,9 @@ class DaemonProcess:
         self.endpoints = {
             name: f"tcp://127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)
         }
-        wire = "\n".join(f'{name} = "{endpoint}"' for name, endpoint in self.endpoints.items())
+        wire = "\n".join(
+            f'{name} = "{endpoint.replace("127.0.0.1", host)}"' for name, endpoint in self.endpoints.items()
+        )
         self.config = folder / "edge.toml"
         self.config.write_text(f'state_dir = "{folder / "state"}"\n{config}\n[wire]\n{wire}\n')
         self.ready = ready or all_ready
@@ -120,23 +126,23 @@ class DaemonProcess:
             self.process = None
 
     def status(self, timeout_s: float = 5.0) -> dict[str, Any]:
-        with ControlClient(self.endpoints["control"], timeout_s=timeout_s) as control:
+        with ControlClient(self.endpoints["control"], timeout_s=timeout_s, key=self.key) as control:
             return control.request("status")
 
     @contextmanager
     def control(self) -> Iterator[ControlClient]:
-        with ControlClient(self.endpoints["control"], timeout_s=20) as client:
+        with ControlClient(self.endpoints["control"], timeout_s=20, key=self.key) as client:
             yield client
 
     @contextmanager
     def triggers(self) -> Iterator[TriggerClient]:
-        with TriggerClient(self.endpoints["triggers"], timeout_s=20) as client:
+        with TriggerClient(self.endpoints["triggers"], timeout_s=20, key=self.key) as client:
             yield client
 
     @contextmanager
     def subscriber(self, **options: Any) -> Iterator[Subscriber]:
         """A subscriber whose subscription has reached the daemon."""
-        with Subscriber(self.endpoints["results"], **options) as results:
+        with Subscriber(self.endpoints["results"], **({"key": self.key} | options)) as results:
             give_up = time.monotonic() + _PATIENCE_S
             while self.status()["publisher"]["results"]["subscriptions"] < 1 and time.monotonic() < give_up:
                 pass

@@ -44,6 +44,7 @@ _LOOK_EVERY_MS: Final = 250
 _SILENT_NS: Final = 5_000_000_000
 # Strangers are told at once, then in sums.
 _TELL_EVERY_NS: Final = 60_000_000_000
+_TELL_CUT_EVERY_NS: Final = 5_000_000_000
 _ADDRESSES_TOLD: Final = 5
 _ADDRESSES_KEPT: Final = 1_000
 
@@ -77,6 +78,7 @@ class Doorkeeper:
         self._refused = self._untold = 0
         self._addresses: Counter[str] = Counter()
         self._accept_failed = 0
+        self._cut_told_ns: int | None = None
         self._running = False
         self._wake: Wake | None = None
         self._thread: threading.Thread | None = None
@@ -160,20 +162,30 @@ class Doorkeeper:
     def cut(self, visitor: Visitor, why: str) -> None:
         """Ends a connection because of what came by it."""
         if self._connections.cut(visitor.connection):
-            self._tell("client_cut_off", f"client {visitor.peer.name} ({visitor.peer.address}) is cut off: {why}")
+            self._tell_cut(f"client {visitor.peer.name} ({visitor.peer.address}) is cut off: {why}")
+
+    def _tell_cut(self, message: str) -> None:
+        """Who is cut off comes back, and is cut off again: all are counted, some are told."""
+        now_ns = self._clock_ns()
+        with self._lock:
+            told = self._cut_told_ns is None or now_ns - self._cut_told_ns >= _TELL_CUT_EVERY_NS
+            if told:
+                self._cut_told_ns = now_ns
+        if told:
+            self._tell("client_cut_off", message)
 
     # --- for the daemon -----------------------------------------------------------------------------------------
 
     def reload(self) -> KeyChanges:
         """Puts the list of clients as it is on the disk in force; whoever is not on it any more, or has another role,
-        is cut off at once. So is every connection that has not said whose it is: its client connects anew. Raises
-        KeyFileError, and the list before stays in force; EdgeError where no keys are used."""
+        is cut off at once. A connection by which nothing has come yet has been told nothing either; it is cut off at
+        its first word. Raises KeyFileError, and the list before stays in force; EdgeError where no keys are used."""
         if self._keyring is None:
             raise EdgeError("no keys are used: every address is one of this PC, and security.curve is auto")
         changes = self._keyring.reload()
         if changes.revoked:
             ring = self._keyring
-            self._connections.cut_where(lambda c: not _stays(c, ring))
+            self._connections.cut_where(lambda c: c.spoken and not _stays(c, ring))
         return changes
 
     @property
@@ -314,7 +326,7 @@ class Doorkeeper:
             if self._connections.cut(connection.number):
                 megabytes = self._connections.limits.bytes_per_s / 1e6
                 who = f"a connection from {connection.address or 'this PC'} to {connection.socket}"
-                self._tell("client_cut_off", f"{who} is cut off: it sent more than {megabytes:g} MB a second")
+                self._tell_cut(f"{who} is cut off: it sent more than {megabytes:g} MB a second")
         if self._untold and (self._told_ns is None or now_ns - self._told_ns > _TELL_EVERY_NS):
             self._told_ns = now_ns
             with self._lock:
@@ -328,4 +340,4 @@ class Doorkeeper:
 
 def _stays(connection: Connection, ring: KeyRing) -> bool:
     client = ring.client(connection.key)
-    return connection.spoken and client is not None and client.role in SOCKETS[connection.socket]
+    return client is not None and client.role in SOCKETS[connection.socket]

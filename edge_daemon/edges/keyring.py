@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from edge_daemon.errors import EdgeError
+from edge_daemon.errors import ConfigError
 from edge_daemon.wire.keys import (
     CLIENTS_FILE,
     SERVER_FILE,
@@ -17,7 +17,7 @@ from edge_daemon.wire.keys import (
 )
 
 
-class KeysMissingError(EdgeError):
+class KeysMissingError(ConfigError):
     """Connections must be encrypted and authenticated, and there is no key to do it with."""
 
 
@@ -41,13 +41,14 @@ class KeyRing:
         self._folder = folder
         in_credentials = credentials is not None and (credentials / SERVER_FILE).exists()
         if not in_credentials and not (folder / SERVER_FILE).exists():
-            raise KeysMissingError(
-                'an address that the network can reach is configured (or `security.curve = "always"`), and there is no '
-                f"key in {folder} to encrypt and authenticate connections with; nothing is listening. Run\n"
+            text = (
+                'the network could reach the daemon, or `security.curve` is "always", and there is no key to encrypt '
+                f"and authenticate connections with in {folder}; nothing is listening. Run\n"
                 f"    edge-ctl keys init --keys {folder}\n"
-                f"    edge-ctl keys enrol NAME --role ROLE --keys {folder} --out NAME.key\n"
+                f"    edge-ctl keys enrol NAME --role ROLE --keys {folder}\n"
                 "the second once for every program that connects, and give it its file"
             )
+            raise KeysMissingError([text])
         self.server: ServerKey = read_server_key(folder, credentials)
         self._clients = self._read()
 

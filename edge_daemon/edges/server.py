@@ -47,8 +47,10 @@ A = TypeVar("A", TriggerReply, ControlReply, ReplayReply)
 _MOST_FRAMES: Final = 4
 # Clients whose rate is known; the one that has been silent longest is forgotten first.
 _CLIENTS_KEPT: Final = 1_024
-# Requests of a flood that are thrown away before the next look at answers that wait.
-_THROWN_AT_ONCE: Final = 500
+# Requests that are read before the next look at answers that wait.
+_READ_AT_ONCE: Final = 500
+# Requests of one client that were read and not yet looked at; more are refused with `too_fast`.
+_MOST_WAITING: Final = 64
 # What a flood left unread still arrives after its connection was ended, and is no reason to end another one.
 _CUT_AGAIN_NS: Final = 1_000_000_000
 _WARN_EVERY_NS: Final = 10_000_000_000
@@ -150,7 +152,7 @@ class RequestServer(Generic[Q, A]):
         *,
         max_outstanding: int = 64,
         max_outstanding_per_client: int | None = None,
-        max_per_s: float = 2_000,
+        max_per_s: float = 500,
         max_request_bytes: int = 65_536,
         remembered: int = 1_024,
         high_water_mark: int = 1_000,
@@ -186,6 +188,7 @@ class RequestServer(Generic[Q, A]):
         self._open_by_client: Counter[bytes] = Counter()
         self._calls_by_id: dict[tuple[bytes, bytes, str], _Call[Q]] = {}
         self._answers: OrderedDict[tuple[bytes, bytes, str], tuple[bytes, bytes]] = OrderedDict()
+        self._waiting: dict[bytes, deque[tuple[list[bytes], Visitor]]] = {}
         self._allowances: OrderedDict[bytes, Allowance] = OrderedDict()
         self._cut_ns: dict[bytes, int] = {}
         self._warned_ns: int | None = None
@@ -261,7 +264,7 @@ class RequestServer(Generic[Q, A]):
         poller.register(socket, zmq.POLLIN)
         poller.register(wake.fileno(), zmq.POLLIN)
         while True:
-            events = dict(poller.poll())
+            events = dict(poller.poll(0 if self._waiting else None))
             wake.clear()
             with self._lock:
                 replies, self._replies = self._replies, deque()
@@ -273,30 +276,45 @@ class RequestServer(Generic[Q, A]):
                     self._refuse(socket, call, "stopped", "the daemon is stopping")
                 return
             if socket in events:
-                for _ in range(_THROWN_AT_ONCE):
-                    if self._receive(socket):
+                for _ in range(_READ_AT_ONCE):
+                    if not self._receive(socket):
                         break
+            self._take_turns(socket)
 
     def _receive(self, socket: zmq.Socket[bytes]) -> bool:
-        """One request, so that answers never wait behind a flood of questions. False: it was thrown away."""
+        """Reads one request and rules on it. All that has come is read before any of it is served: only so is a flood
+        seen as what it is, and not as fast as it happens to be served. False: nothing more has come."""
         try:
             frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
         except zmq.Again:
-            return True
+            return False
         visitor = self._door.visitor(self._dialogue.name, frames[-1])
         if visitor is None:
             self._count("refused_forbidden")
-            return False
-        routing_id = frames[0].bytes
-        client = visitor.key or routing_id
+            return True
+        client = visitor.key or frames[0].bytes
         ruling = self._ruling(client)
         if ruling is Ruling.DROP:
             self._throw_away(client, visitor)
-            return False
+            return True
         self._count("requests")
         # Of a message with too many frames only as many as are needed to refuse it.
-        self._take(socket, [frame.bytes for frame in frames[:_MOST_FRAMES]], visitor, client, ruling)
+        envelope_and_body = [frame.bytes for frame in frames[:_MOST_FRAMES]]
+        waiting = self._waiting.setdefault(client, deque())
+        if ruling is Ruling.SERVE and len(waiting) < _MOST_WAITING:
+            waiting.append((envelope_and_body, visitor))
+        else:
+            self._take(socket, envelope_and_body, visitor, client, Ruling.REFUSE)
         return True
+
+    def _take_turns(self, socket: zmq.Socket[bytes]) -> None:
+        """One request of each client, so that nobody's answers wait behind somebody else's questions."""
+        for client, waiting in list(self._waiting.items()):
+            if waiting:
+                frames, visitor = waiting.popleft()
+                self._take(socket, frames, visitor, client, Ruling.SERVE)
+            if not waiting:
+                del self._waiting[client]
 
     def _ruling(self, client: bytes) -> Ruling:
         now_ns = time.monotonic_ns()
@@ -314,7 +332,7 @@ class RequestServer(Generic[Q, A]):
         now_ns = time.monotonic_ns()
         if now_ns - self._cut_ns.get(client, -_CUT_AGAIN_NS) >= _CUT_AGAIN_NS:
             self._cut_ns[client] = now_ns
-            self._door.cut(visitor, f"more than {2 * self._max_per_s:g} requests a second on {self._dialogue.name}")
+            self._door.cut(visitor, f"it floods {self._dialogue.name}, and heeds no refusal")
 
     def _take(
         self, socket: zmq.Socket[bytes], frames: list[bytes], visitor: Visitor, client: bytes, ruling: Ruling
@@ -334,7 +352,7 @@ class RequestServer(Generic[Q, A]):
         call = _Call(envelope, visitor, client, request, hashlib.sha256(body[0]).digest())
         if ruling is Ruling.REFUSE:
             self._count("refused_too_fast")
-            text = f"more than {self._max_per_s:g} requests a second; who goes on like this is cut off"
+            text = f"more than {self._max_per_s:g} requests a second, or many at once; who goes on like this is cut off"
             self._refuse(socket, call, "too_fast", text)
         else:
             self._take_up(socket, call)

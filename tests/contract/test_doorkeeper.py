@@ -39,7 +39,7 @@ def until(condition: Callable[[], bool]) -> None:
 class House:
     """Results and triggers behind a door, as in the daemon."""
 
-    def __init__(self, folder: Path | None, limits: ConnectionLimits | None = None, max_per_s: float = 2_000) -> None:
+    def __init__(self, folder: Path | None, limits: ConnectionLimits | None = None, max_per_s: float = 500) -> None:
         self.folder = folder
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.told: list[tuple[str, str]] = []
@@ -220,15 +220,17 @@ def test_a_revoked_gateway_that_stays_connected_triggers_nothing_more(keys: Path
             assert not revoked.poll(0)
 
 
-def test_a_revoked_client_that_has_said_nothing_yet_is_cut_off_as_well(keys: Path) -> None:
+def test_a_revoked_client_that_has_said_nothing_yet_is_cut_off_at_its_first_word(keys: Path) -> None:
     with house(keys) as at:
         old = at.key("old", "gateway")
         with dealer(at.triggers, old) as silent:
             assert silent.poll(int(WAIT_S * 1000), zmq.POLLOUT)
-            until(lambda: at.connections("triggers") == 1)
             revoke(keys, "old")
             at.door.reload()
+            silent.send_multipart([b"", REQUEST])
             until(lambda: at.door.stats()["connections"]["cut"] == 1)
+            assert at.server.stats().requests == 0
+            assert not silent.poll(0)
 
 
 def test_nobody_gets_the_answer_to_the_request_of_another_by_taking_its_name(keys: Path) -> None:
@@ -350,9 +352,9 @@ def test_a_client_that_floods_is_refused_then_cut_off_and_the_one_beside_it_is_s
         loud, gateway = at.key("loud", "gateway"), at.key("gw", "gateway")
         with dealer(at.triggers, loud) as flood:
             reasons = []
-            for _ in range(300):
+            for _ in range(150):
                 flood.send_multipart([b"", REQUEST])
-            for _ in range(300):
+            for _ in range(150):
                 assert flood.poll(int(WAIT_S * 1000))
                 reasons.append(decode_trigger_reply(flood.recv_multipart()[-1]).reason)
             assert set(reasons) == {"", "too_fast"}
@@ -364,7 +366,7 @@ def test_a_client_that_floods_is_refused_then_cut_off_and_the_one_beside_it_is_s
                 assert sent < 1_000_000
             assert at.ask(gateway).accepted
         stats = at.server.stats()
-        assert stats.refused_too_fast >= 50
+        assert stats.refused_too_fast >= 25
         assert stats.thrown_away >= 1
         assert any(name == "client_cut_off" and "loud" in text for name, text in at.told)
 
@@ -399,10 +401,13 @@ def test_a_message_without_an_end_is_cut_off_before_it_fills_the_memory() -> Non
             raw.sendall(b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03\x00NULL" + bytes(16) + bytes(32))
             ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
             raw.sendall(b"\x04" + bytes([len(ready)]) + ready)
+            greeted = b""
+            while not greeted.endswith(b"Identity" + bytes(4)):
+                greeted += raw.recv(1000)
             endless = (b"\x01\xff" + b"x" * 255) * 100  # each frame says that another one follows
             with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
                 send_for_ever(raw, endless)
-        assert any("MB a second" in text for _, text in at.told)
+        until(lambda: any("MB a second" in text for _, text in at.told))
         assert at.ask(None).accepted
 
 
