@@ -81,7 +81,7 @@ _DESCRIPTORS = 16_384
 # A part that is not judged by its deadline is late: an inspection from which nothing has come for four of them is not
 # slow, it hangs.
 _WATCHDOG_DEADLINES = 4
-# A recipe may be large, and its search engines are measured when they are new on this PC.
+# A recipe may be large, and its search engines are measured when they are new on this PC. Per station.
 _LOADING_S = 600.0
 # From the last outcome to the end of the process.
 _CLOSING_S = 30.0
@@ -132,6 +132,7 @@ class Daemon:
     def run(self) -> int:
         """Start, serve until `stop`, drain, stop. Returns the exit status. Raises EdgeError when it cannot start."""
         with ExitStack() as stack:
+            self._notifier.busy_starting(_LOADING_S)  # a large journal is looked through after a crash
             self._start(stack)
             self._serve_metrics(stack)
             log.info("%d station(s) on line %s, boot %d", len(self._stations), self._config.line, self._boot.number)

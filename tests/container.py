@@ -21,6 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 INSTALLED = Path("/opt/edge-daemon")
 _PYTHON = "/opt/python"
 _PATIENCE_S = 60.0
+_CONFINING = (
+    *("User", "Group", "Supplementary", "NoNew", "Protect", "Private", "RestrictAddress", "RestrictNamespaces"),
+    *("RestrictRealtime", "RestrictSUIDSGID", "Lock", "MemoryDeny", "Capability", "SystemCall", "RemoveIPC", "Device"),
+)
 
 # Started instead of the console script that pip makes. It differs in one thing: told its process id in a file, its
 # model hangs for ever, while every other thread goes on.
@@ -72,6 +76,15 @@ class Booted:
         done = subprocess.run([*enter, *command], capture_output=True, text=True, timeout=timeout_s, env=clean)
         assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
+
+    def run_confined(self, unit: str, code: str) -> str:
+        """What Python says that runs as this unit does: its user, and all that the unit forbids."""
+        text = (ROOT / "systemd" / f"{unit}.service").read_text()
+        settings = [line for line in text.splitlines() if line.startswith(_CONFINING) and "=" in line]
+        options = [word for setting in settings for word in ("--property", setting)]
+        library = f"--setenv=LD_LIBRARY_PATH={_PYTHON}/lib"
+        python = f"{INSTALLED}/.venv/bin/python"
+        return self.run("systemd-run", "--wait", "--pipe", "--quiet", library, *options, python, "-c", code)
 
     def show(self, unit: str, name: str) -> str:
         """One property of a unit."""
@@ -176,7 +189,7 @@ def _install(root: Path) -> list[str]:
         drop_in = units / f"{unit.name}.d" / "test.conf"
         drop_in.parent.mkdir()
         library = f"[Service]\nEnvironment=LD_LIBRARY_PATH={_PYTHON}/lib PYTHONDONTWRITEBYTECODE=1\n"
-        drop_in.write_text(f"{library}WatchdogSec=3\nTimeoutAbortSec=2\n")
+        drop_in.write_text(f"{library}WatchdogSec=3\nTimeoutAbortSec=2\nTimeoutStopSec=2\n")
     users = ["systemd-sysusers", f"--root={root}", str(ROOT / "systemd/edge-daemon.sysusers.conf")]
     subprocess.run(users, check=True, capture_output=True)
     (root / "etc/edge-daemon").mkdir()

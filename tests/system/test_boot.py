@@ -1,5 +1,6 @@
 """The units under a real systemd: ready, watched, restarted, drained, reloaded, and told apart in the journal."""
 
+import importlib.util
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -201,6 +202,47 @@ def test_a_client_enrolled_while_the_line_runs_gets_in_with_a_reload(daemon: Boo
         daemon.wait("it said so", lambda: daemon.journal("EVENT=reload", f"_PID={pid_of(daemon)}"))
         assert "st1" in ctl(daemon, "--key", "/root/anna.key", "status")
     daemon.run("systemctl", "restart", "edge-daemon")
+
+
+_LIBRARIES = {
+    "ctypes": "import ctypes; print(ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(lambda x: x + 1)(2))",
+    "cv2": "import cv2; print(cv2.VideoCapture('/nothing').isOpened() or 3)",
+    "gi": """
+import gi, sys
+try:
+    gi.require_version("Aravis", "0.8")
+except ValueError:
+    sys.exit(print("missing"))
+from gi.repository import Aravis, GLib
+loop = GLib.MainLoop()
+GLib.idle_add(loop.quit)
+loop.run()
+Aravis.update_device_list()
+print(Aravis.get_n_devices() + 3)""",
+    "harvesters": """
+import genicam, pathlib
+from harvesters.core import Harvester
+harvester = Harvester()
+harvester.add_file(str(next(pathlib.Path(genicam.__file__).parent.glob("*.cti"))))
+harvester.update()
+camera = harvester.create(0)
+camera.start()
+camera.fetch(timeout=10).queue()
+camera.destroy()
+print(len(harvester.device_info_list))
+harvester.reset()""",
+}
+
+
+@pytest.mark.parametrize("library", _LIBRARIES)
+def test_what_cameras_are_reached_by_works_within_the_units_limits(line: Booted, library: str) -> None:
+    """Callbacks from C are made by writing code and running it, unless the library knows of MemoryDenyWriteExecute."""
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"needs {library}")
+    said = line.run_confined("edge-daemon", _LIBRARIES[library]).strip()
+    if said == "missing":
+        pytest.skip("needs Aravis (Debian: gir1.2-aravis-0.8)")
+    assert said == "3"
 
 
 def test_the_servers_secret_is_handed_over_by_systemd_when_there_is_one(daemon: Booted) -> None:
