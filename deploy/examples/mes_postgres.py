@@ -60,7 +60,9 @@ def follow(arguments: argparse.Namespace) -> None:
         database.execute(LAYOUT)
         rows = database.execute("SELECT station, boot, seq, boot_id FROM position")
         since = {station: Position(*at) for station, *at in rows}
-        with Subscriber(arguments.results, arguments.station, replay=arguments.replay, since=since) as results:
+        with Subscriber(
+            arguments.results, arguments.station, replay=arguments.replay, since=since, key=arguments.key
+        ) as results:
             results.follow(lambda batch: keep(database, batch), check_s=arguments.check_s)
 
 
@@ -71,6 +73,7 @@ def main() -> int:
     parser.add_argument("--results", default=RESULTS, metavar="ENDPOINT")
     parser.add_argument("--replay", default=REPLAY, metavar="ENDPOINT")
     parser.add_argument("--station", metavar="NAME", help="of one station only")
+    parser.add_argument("--key", metavar="FILE", help="key file of this program, where the daemon uses keys")
     parser.add_argument(
         "--check-s", type=float, default=1.0, metavar="S", help="ask for what is missing every S seconds"
     )
