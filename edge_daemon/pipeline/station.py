@@ -201,7 +201,8 @@ class Station:
     def frame_without_trigger(self, camera: str, frame: Frame) -> None:
         """A frame of a free-running camera: its own trigger. No other boot had one of its id, and no other frame of
         this one: the journal, which would take a millisecond, need not be asked."""
-        inspection, verdict = self._accept(f"{camera}-{self._identity.boot}-{frame.frame_id}", None, None, None, new=True)
+        trigger_id = f"{camera}-{self._identity.boot}-{frame.frame_id}"
+        inspection, verdict = self._accept(trigger_id, None, None, None, new=True)
         view = self.views_of(camera)[0]
         inspection.frames[view] = frame
         if verdict is not None:

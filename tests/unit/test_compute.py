@@ -65,8 +65,6 @@ class FakeStation:
 
     judges = True
 
-    judges = True
-
     def __init__(self) -> None:
         self.outcomes: dict[int, ViewOutcome] = {}
         self.done = threading.Condition()
