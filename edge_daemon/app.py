@@ -1,7 +1,6 @@
 """The daemon: every concrete part, built and started from top to bottom, stopped in the reverse order."""
 
 import logging
-import os
 import resource
 import signal
 import threading
@@ -9,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -29,7 +27,7 @@ from edge_daemon.edges.clock import SystemClock
 from edge_daemon.edges.connections import ConnectionLimits
 from edge_daemon.edges.doorkeeper import Doorkeeper
 from edge_daemon.edges.journal import Boot, Intent, Journal
-from edge_daemon.edges.keyring import KeyRing
+from edge_daemon.edges.keyring import KeyRing, credentials_folder
 from edge_daemon.edges.metrics import Reading, exposition
 from edge_daemon.edges.publisher import Publisher, PublisherConfig
 from edge_daemon.edges.records import Records
@@ -169,7 +167,7 @@ class Daemon:
         _size_pools(config)
         _make_state_dir(config)
         _allow_descriptors()
-        keyring = KeyRing(config.keys_path, _credentials()) if config.uses_keys else None
+        keyring = KeyRing(config.keys_path, credentials_folder()) if config.uses_keys else None
 
         self._journal = Journal(config.journal_path, config.line, on_fatal=self._fatal)
         self._boot: Boot = self._journal.open()
@@ -648,12 +646,6 @@ def _size_pools(config: Config) -> None:
     keep_freed_memory()
     cv2.setNumThreads(1)
     faiss.omp_set_num_threads(config.engine.search_threads or physical_cores())
-
-
-def _credentials() -> Path | None:
-    """Where systemd has put the files of LoadCredential=."""
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    return Path(folder) if folder else None
 
 
 def _allow_descriptors() -> None:

@@ -4,6 +4,7 @@ Both may run beside the daemon. Looking asks cameras who they are and changes no
 refused while the daemon has it.
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from edge_daemon.cameras.config import (
 from edge_daemon.cameras.gentl_devices import GentlDevice, devices_of
 from edge_daemon.cameras.gige import load_aravis
 from edge_daemon.cameras.open import make_camera
+from edge_daemon.check import why_not_bindable
 from edge_daemon.client import ControlClient, NoAnswerError
 from edge_daemon.config import Config, StationConfig, ViewConfig
 from edge_daemon.core.frame import Frame
@@ -317,15 +319,24 @@ def _require_free(config: Config, name: str, settings: CameraConfig) -> None:
     view = _view_of(config, name)
     if view is None or isinstance(settings, SimulatedConfig | FolderConfig | VideoConfig):
         return
-    try:
-        with ControlClient(config.wire.control, timeout_s=_DAEMON_S) as control:
-            control.request("status")
-    except NoAnswerError:
+    if not _daemon_runs(config):
         return
     raise CameraError(
         f"camera {name} belongs to station {view[0]} of the daemon that is running, and only one program can have it; "
         "`edge-ctl status` shows what it counts; stop the daemon to take a picture here"
     )
+
+
+def _daemon_runs(config: Config) -> bool:
+    """Where it uses keys it says nothing to us, but somebody listens at its address."""
+    if config.uses_keys:
+        return why_not_bindable(config.wire.control) == errno.EADDRINUSE
+    try:
+        with ControlClient(config.wire.control, timeout_s=_DAEMON_S) as control:
+            control.request("status")
+    except NoAnswerError:
+        return False
+    return True
 
 
 def _recipe_of(

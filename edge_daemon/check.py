@@ -21,6 +21,7 @@ from edge_daemon.cameras.config import CameraConfig, FolderConfig, GenicamConfig
 from edge_daemon.cameras.open import make_camera
 from edge_daemon.config import Config, ViewConfig, config_digest, load_config
 from edge_daemon.detectors.loading import ReadyRecipe, load_verified
+from edge_daemon.edges.keyring import KeyRing, credentials_folder
 from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
 from edge_daemon.errors import ConfigError, EdgeError, ProviderError
@@ -99,6 +100,7 @@ def check(path: Path, *, open_cameras: bool = False) -> Report:
     findings += _recipes(config, ready)
     findings += _folders(config)
     findings += _ports(config)
+    findings += _keys(config)
     findings += _cameras(config, ready, open_cameras)
     findings += _hints(config, ready)
     return Report(tuple(findings), tuple(_summary(config, ready)), config_digest(config))
@@ -216,7 +218,7 @@ def _why_not_writable(folder: Path) -> str | None:
 
 
 def _ports(config: Config) -> Iterator[Finding]:
-    problems = {name: _why_not_bindable(getattr(config.wire, name)) for name in _ENDPOINTS}
+    problems = {name: why_not_bindable(getattr(config.wire, name)) for name in _ENDPOINTS}
     if all(reason == errno.EADDRINUSE for reason in problems.values()):
         yield Finding("hint", "wire: all endpoints are in use; presumably by edge-daemon, which is running here")
         return
@@ -228,7 +230,20 @@ def _ports(config: Config) -> Iterator[Finding]:
             yield Finding("error", f"wire.{name}: {getattr(config.wire, name)} cannot be bound: {os.strerror(reason)}")
 
 
-def _why_not_bindable(endpoint: str) -> int | None:
+def _keys(config: Config) -> Iterator[Finding]:
+    """Keys where they are needed, readable, and somebody who has one."""
+    if not config.uses_keys:
+        return
+    try:
+        ring = KeyRing(config.keys_path, credentials_folder())
+    except EdgeError as error:
+        yield Finding("error", f"security: {error}")
+        return
+    if not len(ring):
+        yield Finding("hint", "security: nobody is enrolled, so nobody can connect: `edge-ctl keys enrol`")
+
+
+def why_not_bindable(endpoint: str) -> int | None:
     """The error number that binding gives, None when it works."""
     scheme, _, rest = endpoint.partition("://")
     if scheme == "ipc":
@@ -238,7 +253,7 @@ def _why_not_bindable(endpoint: str) -> int | None:
         # As ZeroMQ binds: connections of the daemon before may still be closing.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, int(port)))
+            probe.bind(("" if host == "*" else host, int(port)))
             probe.listen()
         except OSError as error:
             return error.errno or errno.EIO

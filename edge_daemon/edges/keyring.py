@@ -1,5 +1,6 @@
 """The keys in force: the daemon's own, and which client may do what. Reloaded without a restart."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,12 @@ from edge_daemon.wire.keys import (
     read_client_list,
     read_server_key,
 )
+
+
+def credentials_folder() -> Path | None:
+    """Where systemd has put the files of LoadCredential= for this process."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(folder) if folder else None
 
 
 class KeysMissingError(ConfigError):

@@ -1,8 +1,11 @@
 """Key files, the list of clients, and who may do what: nothing half written, nothing half believed."""
 
+import contextlib
+import errno
 import json
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +13,13 @@ from pathlib import Path
 import pytest
 import zmq
 
-from edge_daemon import ctl
+from edge_daemon import check, ctl
+from edge_daemon.config import load_config
 from edge_daemon.edges.allowance import Allowance, Ruling
 from edge_daemon.edges.door import LOCAL, Peer
 from edge_daemon.edges.keyring import KeyRing, KeysMissingError
+from edge_daemon.gateway.config import load_config as load_gateway_config
+from edge_daemon.gateway.link import DaemonEndpoints, DaemonLink
 from edge_daemon.pipeline import control
 from edge_daemon.wire.keys import (
     CLIENTS_FILE,
@@ -308,6 +314,45 @@ def test_a_key_that_nobody_can_tell_the_daemon_of_is_said_not_to_be_in_force(
     assert status == 1
     assert "NOT YET IN FORCE" in out
     assert read_client_list(keys).clients == ()
+
+
+def test_check_says_that_keys_are_missing_and_that_nobody_is_enrolled(tmp_path: Path) -> None:
+    path = tmp_path / "edge.toml"
+    path.write_text(
+        'line = "l"\nstate_dir = "state"\n[security]\ncurve = "always"\n[cameras.top]\nkind = "simulated"\n'
+        'product = "flange"\n[stations.st1]\nviews = [{ camera = "top", recipe = "r" }]\n'
+    )
+    config = load_config(path, recipes_must_exist=False)
+    (finding,) = check._keys(config)
+    assert finding.level == "error"
+    assert "edge-ctl keys init" in finding.text
+    create_server_key(config.keys_path)
+    (finding,) = check._keys(config)
+    assert (finding.level, "nobody is enrolled" in finding.text) == ("hint", True)
+    enrol(config.keys_path, "eva", "engineer", tmp_path / "eva.key")
+    assert list(check._keys(config)) == []
+
+
+def test_all_addresses_of_this_pc_can_be_bound() -> None:
+    with contextlib.closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert check.why_not_bindable(f"tcp://*:{port}") == errno.EADDRINUSE
+    assert check.why_not_bindable(f"tcp://*:{port}") is None
+
+
+def test_the_gateway_takes_a_key_file_beside_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text('[daemon]\nkey = "gw.key"\n[stations.st1]\nunit = 1\nwindow_ms = 800\n')
+    assert load_gateway_config(path).daemon.key == tmp_path / "gw.key"
+    link = DaemonLink(
+        DaemonEndpoints("tcp://127.0.0.1:1", "tcp://127.0.0.1:2", "tcp://127.0.0.1:3", tmp_path / "gw.key"),
+        ("st1",),
+        lambda *_: None,
+    )
+    with pytest.raises(KeyFileError, match="cannot be read"):
+        link.open()
 
 
 def test_keys_of_root_belong_to_the_owner_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
