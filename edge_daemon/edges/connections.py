@@ -39,8 +39,9 @@ class ConnectionLimits:
 @dataclass(slots=True, eq=False)
 class Connection:
     """number: 1, 2, 3, …, never used again. socket: name of the daemon's socket. key: public key of the client (Z85),
-    empty where none is used.
-    spoken: whether a message has come by it, which only a completed handshake allows. shut: it has been ended here."""
+    empty where none is used. confirmed: the monitor has told of it; until then the descriptor may be something else's
+    by now (a camera's), and is not touched. spoken: whether a message has come by it, which only a completed handshake
+    allows. shut: it has been ended here."""
 
     number: int
     socket: str
@@ -49,6 +50,7 @@ class Connection:
     address: str
     since_ns: int
     key: bytes = b""
+    confirmed: bool = False
     spoken: bool = False
     shut: bool = False
     received_bytes: int = 0
@@ -81,6 +83,8 @@ class Connections:
         with self._lock:
             connection = self._noted(socket_name, descriptor, now_ns)
             self._counts.accepted += 1
+            if connection is not None:
+                connection.confirmed = True
             refused = connection is not None and self._too_many(connection, now_ns)
             self._counts.refused += refused
         if connection is not None and refused:
@@ -135,7 +139,7 @@ class Connections:
     def cut(self, number: int) -> bool:
         """Ends a connection because of what came by it. False: it is over, or is being ended."""
         with self._lock:
-            found = [c for c in self._by_descriptor.values() if c.number == number and not c.shut]
+            found = [c for c in self._by_descriptor.values() if c.number == number and c.confirmed and not c.shut]
             for connection in found:
                 connection.shut = True
                 self._counts.cut += 1
@@ -144,7 +148,7 @@ class Connections:
     def cut_where(self, condition: Callable[[Connection], bool]) -> int:
         """Ends all that meet a condition, and counts them."""
         with self._lock:
-            chosen = [c for c in self._by_descriptor.values() if condition(c)]
+            chosen = [c for c in self._by_descriptor.values() if c.confirmed and condition(c)]
             for connection in chosen:
                 connection.shut = True
         ended = sum(_shut(connection) for connection in chosen)
@@ -156,7 +160,7 @@ class Connections:
         """Those that have sent more than they may in a second, however short the time was in which they did. Whatever
         ZeroMQ makes of it (a message without end is kept until its last frame), this much the network card took."""
         with self._lock:
-            connections = list(self._by_descriptor.values())
+            connections = [c for c in self._by_descriptor.values() if c.confirmed]
         return [c for c in connections if self._floods(c, now_ns)]
 
     def _floods(self, connection: Connection, now_ns: int) -> bool:

@@ -290,7 +290,7 @@ class Doorkeeper:
                 return
             event, value = struct.unpack("=HI", told[0])
             if event == zmq.EVENT_ACCEPTED:
-                self._connections.accepted(name, value, self._clock_ns())
+                self._accepted(name, value)
             elif event == zmq.EVENT_DISCONNECTED:
                 self._ended(name, value)
             elif event == zmq.EVENT_ACCEPT_FAILED:
@@ -301,6 +301,13 @@ class Doorkeeper:
                 self._failures_told[name] += 1
                 if event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                     self._stranger("", "")
+
+    def _accepted(self, name: str, descriptor: int) -> None:
+        connection = self._connections.accepted(name, descriptor, self._clock_ns())
+        ring = self._keyring
+        # A client may have spoken, and been revoked, before this was told.
+        if connection is not None and ring is not None and connection.spoken and not _stays(connection, ring):
+            self._connections.cut(connection.number)
 
     def _ended(self, name: str, descriptor: int) -> None:
         connection = self._connections.ended(name, descriptor)

@@ -1,5 +1,6 @@
 """Nobody in who is not on the list, and nobody out there who stops the others: on real sockets, with real attackers."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -20,6 +21,8 @@ from edge_daemon.edges.keyring import KeyRing
 from edge_daemon.edges.publisher import Publisher, PublisherConfig
 from edge_daemon.edges.server import TRIGGERS, RequestServer
 from edge_daemon.edges.sockets import EndpointError
+from edge_daemon.gateway.dialogue import AskDaemon, TriggerAnswered
+from edge_daemon.gateway.link import DaemonEndpoints, DaemonLink
 from edge_daemon.wire.codec import decode_trigger_reply
 from edge_daemon.wire.keys import ClientKey, create_server_key, enrol, revoke
 from edge_daemon.wire.messages import TriggerReply, TriggerRequest
@@ -461,6 +464,50 @@ def test_a_flood_whose_client_dies_unread_does_not_bring_the_process_down() -> N
             until(lambda: at.connections("triggers") == 0)  # ZeroMQ has read it to its end, though nobody else has
             at.hold.set()
         assert at.ask(None).accepted
+
+
+def test_a_client_that_was_revoked_before_the_monitor_told_of_it_is_cut_off_then(keys: Path) -> None:
+    with house(keys) as at:
+        mes = at.key("mes", "viewer")
+        with zmq.Context() as context:
+            heard = at.door._hear
+            held: list[Any] = []
+            at.door._hear = lambda *what: held.append(what)  # type: ignore[method-assign]
+            sub = connect(context, zmq.SUB, at.results, key=mes)
+            sub.setsockopt(zmq.SUBSCRIBE, b"")
+            until(lambda: at.publisher.stats().results.subscriptions == 1)
+            revoke(keys, "mes")
+            at.door.reload()
+            at.door._hear = heard  # type: ignore[method-assign]
+            until(lambda: at.door.stats()["connections"]["cut"] == 1)
+            until(lambda: at.publisher.stats().results.subscriptions == 0)
+            sub.close(0)
+
+
+def test_the_gateways_link_takes_a_key_file(keys: Path) -> None:
+    with house(keys) as at:
+        at.key("gw", "gateway")
+        got: list[Any] = []
+        link = DaemonLink(
+            DaemonEndpoints(at.results, at.results, at.triggers, keys / "gw.key"),
+            ("st1",),
+            lambda _station, event: got.append(event),
+        )
+
+        async def ask() -> None:
+            link.open()
+            serving = asyncio.create_task(link.run())
+            deadline = time.monotonic() + WAIT_S
+            while not any(isinstance(e, TriggerAnswered) and e.reply is not None for e in got):
+                assert time.monotonic() < deadline
+                link.ask("st1", AskDaemon(f"t{len(got)}", None))
+                await asyncio.sleep(0.01)
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            link.close()
+
+        asyncio.run(ask())
+        assert at.server.stats().requests >= 1
 
 
 def test_the_subscriber_of_the_library_takes_a_key_file(keys: Path) -> None:
