@@ -1,19 +1,14 @@
-// Prints one line a part: node subscriber.mjs [endpoint] [station] [count]
-// Where the daemon uses keys: EDGE_KEY=mes-1.key node subscriber.mjs tcp://192.168.1.4:5561
+// Prints one line a part: [EDGE_KEY=mes-1.key] node subscriber.mjs [endpoint] [station] [count]
 // The prebuilt library comes with the package: npm ci
 import { readFileSync } from "node:fs";
 import { Subscriber } from "zeromq";
 
 const [endpoint = "tcp://127.0.0.1:5561", station = "", count = "Infinity"] = process.argv.slice(2);
+const file = process.env.EDGE_KEY ? readFileSync(process.env.EDGE_KEY, "utf8") : ""; // TOML, one `name = "value"` a line
+const key = (name) => file.match(new RegExp(`^${name} = "(.{40})"$`, "m"))?.[1];
 const socket = new Subscriber({ linger: 0, maxMessageSize: 64 * 1024 * 1024, heartbeatInterval: 1000,
-  heartbeatTimeout: 3000, heartbeatTimeToLive: 3000 });
-if (process.env.EDGE_KEY) { // TOML, one `name = "value"` a line
-  const file = readFileSync(process.env.EDGE_KEY, "utf8");
-  const value = (name) => file.match(new RegExp(`^${name} = "(.{40})"$`, "m"))[1];
-  socket.curveServerKey = value("server_public_key");
-  socket.curvePublicKey = value("public_key");
-  socket.curveSecretKey = value("secret_key");
-}
+  heartbeatTimeout: 3000, heartbeatTimeToLive: 3000, ...(file && { curveServerKey: key("server_public_key"),
+    curvePublicKey: key("public_key"), curveSecretKey: key("secret_key") }) });
 socket.connect(endpoint);
 socket.subscribe(station ? `result/${station}/` : "result/"); // the last slash: st1 must not catch st10
 

@@ -1,8 +1,11 @@
 """The wire is not a Python secret: the Node.js example reads a real publisher."""
 
+import contextlib
+import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +13,11 @@ import pytest
 import zmq
 from wire_kit import inspection, not_ok
 
+from edge_daemon.edges.doorkeeper import Doorkeeper
+from edge_daemon.edges.keyring import KeyRing
 from edge_daemon.edges.publisher import Publisher, PublisherConfig
 from edge_daemon.wire.codec import encode_inspection
+from edge_daemon.wire.keys import create_server_key, enrol
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples"
 ANY_PORT = "tcp://127.0.0.1:*"
@@ -101,3 +107,34 @@ def test_node_reads_verdicts_notices_gaps_and_takes_nothing_unproven_for_good(
 
 def test_the_example_stays_short() -> None:
     assert len((EXAMPLES / "subscriber.mjs").read_text().splitlines()) < 40
+
+
+@needs_node
+def test_node_reads_verdicts_of_a_daemon_that_wants_a_key(example: Path, tmp_path: Path) -> None:
+    create_server_key(tmp_path / "keys")
+    enrol(tmp_path / "keys", "mes-1", "viewer", tmp_path / "mes-1.key")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    door = Doorkeeper(context, KeyRing(tmp_path / "keys"), lambda *_: None)
+    door.open()
+    publisher = Publisher(context, PublisherConfig(ANY_PORT, ANY_PORT, ANY_PORT, linger_ms=0), door=door)
+    endpoint = publisher.open().results
+    try:
+        node = subprocess.Popen(
+            ["node", str(example), endpoint, "st1", "1"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "EDGE_KEY": str(tmp_path / "mes-1.key")},
+        )
+        deadline = time.monotonic() + 30
+        while node.poll() is None and time.monotonic() < deadline:
+            publisher.publish_result(encode_inspection(inspection(seq=1)))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                node.wait(0.02)
+        node.kill()
+        said, _ = node.communicate()
+    finally:
+        publisher.close()
+        door.close()
+        context.term()
+    assert said == "st1 1 PN-0042 OK - good top 1.25/2\n"
