@@ -259,7 +259,7 @@ class GenicamConfig(CameraTable):
     driver. Where the camera's clock cannot be asked, half of it is how uncertain the time of a pulse's frame is."""
     ptp: bool = False
     """Let the camera follow the clock of its network (IEEE 1588). Frames say whether it does."""
-    buffers: Annotated[Whole, Field(ge=2, le=1_000)] = 8
+    buffers: Annotated[Whole, Field(ge=2, le=200)] = 8
     """Frames that this PC keeps room for; if all are full, frames are lost and counted (`underruns`)."""
 
     @model_validator(mode="after")

@@ -31,9 +31,10 @@ _CLIPPED_LOW, _CLIPPED_HIGH = 1, 254
 _TAIL_SHARE = 0.01
 # Too dark, and hardly anything above this level: there is no light.
 _BLACK_LEVEL = 24
-# Frames before the present one that it must not repeat: drivers that freeze hand out their ring of buffers again, and
-# rings of some hundred are in use.
-FRAMES_REMEMBERED = 1024
+# Frames before the present one that it must not repeat: drivers that freeze hand out their ring of buffers again, of
+# which a camera may have as many (`GenicamConfig.buffers`). Fewer than 255: after so many the moving test patterns that
+# cameras are tried out with begin again.
+FRAMES_REMEMBERED = 200
 # BLAKE2b takes 0.35 ms for so much on a Zen 3 core, the sums over a frame of 512x512 px 0.01 ms, of 8000x2000 RGB 3 ms.
 _HASHED_BYTES = 1 << 18
 _FINGERPRINT_BYTES = 16

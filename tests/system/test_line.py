@@ -297,7 +297,8 @@ def test_a_fallback_that_the_config_names_is_reported_in_every_result(tmp_path: 
 def test_stop_answers_everything_in_flight(tmp_path: Path, small_line: SmallLine) -> None:
     slow = 'kind = "simulated"\nproduct = "flange"\nsize = [128, 128]\nexposure_ms = 400'
     pictures = small_line.test / "test" / "good"
-    text = config(small_line.recipe, pictures).replace(f'kind = "folder"\npath = "{pictures}"', slow)
+    text = config(small_line.recipe, pictures, station="exposed_within_ms = 10000")
+    text = text.replace(f'kind = "folder"\npath = "{pictures}"', slow)
     with DaemonProcess(tmp_path / "line", text) as daemon:
         with daemon.triggers() as triggers:
             acks = [triggers.trigger("st1", str(index)) for index in range(3)]

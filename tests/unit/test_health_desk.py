@@ -107,7 +107,7 @@ def test_a_frozen_picture_is_refused_the_first_time_it_repeats_and_also_from_a_r
         for pixels in ring:
             verdict = line.show(pixels.copy())
             assert (verdict.evaluation, verdict.reason) == (Evaluation.NOT_DECIDABLE, Reason.HEALTH_FROZEN)
-    assert "repeats one of the 1024 before it" in line.station.warnings["health top"]
+    assert "repeats one of the 200 before it" in line.station.warnings["health top"]
     assert line.show(picture(65)) is None
     assert line.events == ["health_frozen", "health_clear"]
     assert len(line.judged) == 65
