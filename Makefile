@@ -30,8 +30,8 @@ demo: $(VENV)/.installed  ## two simulated stations, from good parts to verdicts
 
 test: lint  ## lint, types, import contracts and all tests
 ifeq ($(PYTEST_ARGS),)
-	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist worksteal
-	$(BIN)/python -m pytest --ignore tests/unit
+	$(BIN)/python -m pytest tests/unit tests/export tests/fuzz --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --ignore tests/unit --ignore tests/export --ignore tests/fuzz
 else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 endif
