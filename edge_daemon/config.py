@@ -324,7 +324,7 @@ class StationConfig(Section):
     frame_timeout_ms: Annotated[Number, Field(gt=0, le=600_000)] | None = None
     """How long to wait for the frame of a trigger, in milliseconds, at most the deadline. By default four
     fifths of the deadline: a frame that comes later leaves hardly time to judge it."""
-    exposed_within_ms: Annotated[Number, Field(gt=0, le=600_000)] = 100
+    exposed_within_ms: Annotated[Number, Field(gt=0, le=600_000)] = 250
     """Software triggers: the longest time from the trigger to the exposure of every view, in milliseconds. A picture
     exposed later may show the next part: it is `Failed`, reason `exposed_late`. Shorter than the distance of two
     parts divided by their speed, less if the part must be inside the picture. Of a camera without a clock the arrival

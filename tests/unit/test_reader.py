@@ -301,10 +301,10 @@ def test_a_process_that_freezes_fails_the_pending_part_in_time_and_comes_back() 
 
 
 class Behind(SystemClock):
-    """What was accepted by this clock has waited for 101 ms by the reader's."""
+    """What was accepted by this clock has waited for 251 ms by the reader's."""
 
     def monotonic_ns(self) -> int:
-        return super().monotonic_ns() - 101_000_000
+        return super().monotonic_ns() - 251_000_000
 
 
 def test_a_part_that_waited_too_long_for_its_camera_is_not_exposed(running: Running) -> None:
