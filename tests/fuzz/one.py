@@ -53,10 +53,11 @@ def throw(target: Target, data: bytes, *, limits: bool = True) -> Outcome:
     finally:
         cpu_s = time.process_time() - began
         shutil.rmtree(folder, ignore_errors=True)
-    if limits and not what and cpu_s > CPU_SECONDS:
-        what, trace = "slow", f"{cpu_s:.1f} s of processor time"
+    # First: whoever takes much memory takes time for that alone.
     if limits and not what and (grown := _peak_mb() - memory) > target.memory_mb:
         what, trace = "large", f"{grown} MB more memory"
+    if limits and not what and cpu_s > CPU_SECONDS:
+        what, trace = "slow", f"{cpu_s:.1f} s of processor time"
     return Outcome("finding" if what else kind, cpu_s, what, trace)  # type: ignore[arg-type]
 
 
