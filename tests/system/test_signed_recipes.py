@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_build_recipe import put, quiet, request
 
 from edge_daemon.artefact.recipe import load_recipe, read_files, write_recipe
 from edge_daemon.artefact.signature import SIGNATURE, Trust
@@ -21,6 +20,7 @@ from edge_daemon.pipeline.recipes import Recipes
 from export.build import build_recipe
 from export.cli import main
 from tests.daemon import DaemonProcess
+from tests.export.test_build_recipe import put, quiet, request
 
 
 @pytest.fixture(scope="module")
