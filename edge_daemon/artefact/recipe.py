@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -38,6 +38,7 @@ from edge_daemon.artefact.manifest import (
 from edge_daemon.artefact.pictures import MAX_PIXELS, decode_picture
 from edge_daemon.artefact.signature import MAX_SIGNATURE_BYTES, SIGNATURE, Signed, Trust
 from edge_daemon.core.health import SMALLEST_REGION_PX
+from edge_daemon.core.strict_json import parse_strictly
 from edge_daemon.errors import (
     EdgeError,
     PictureError,
@@ -138,7 +139,7 @@ def _parse_manifest(raw: bytes, where: str) -> Manifest:
     if len(raw) > _MAX_MANIFEST_BYTES:
         raise RecipeUnreadable(f"{where}: {MANIFEST} is larger than a manifest may be")
     try:
-        data = json.loads(raw.decode(), parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_once)
+        data = parse_strictly(raw.decode())
     except (ValueError, RecursionError) as error:
         raise RecipeUnreadable(f"{where}: {MANIFEST} is not JSON ({_short(error)}): copy the recipe again") from error
     schema = data.get("schema") if isinstance(data, dict) else None
@@ -164,25 +165,6 @@ def _short(value: object) -> str:
     """For a message, whatever a recipe says: text as it is, anything else as Python shows it."""
     text = str(value) if isinstance(value, str | Exception) else repr(value)
     return text if len(text) <= _LONGEST_TOLD else text[:_LONGEST_TOLD] + "…"
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{_short(text)} is too large for a number")
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Parsers differ in which of two equal keys they believe, and one of them may be a threshold."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice in one object")
-    return found
 
 
 def manifest_digest(raw: bytes) -> str:

@@ -1,13 +1,13 @@
 """Messages to bytes and back. Whatever is not a message of a known schema raises WireError and nothing else."""
 
-import json
 import math
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
+from edge_daemon.core.strict_json import parse_strictly
 from edge_daemon.errors import WireError
 from edge_daemon.wire.messages import (
     MAX_HEADER_BYTES,
@@ -267,32 +267,11 @@ def decode_job(result: dict[str, Any] | None) -> JobState:
 def parse_json(body: bytes) -> dict[str, Any]:
     """A JSON object with finite numbers and no key twice. Raises WireError."""
     try:
-        value = json.loads(
-            bytes(body).decode(), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_once
-        )
+        value = parse_strictly(bytes(body).decode())
     except (ValueError, RecursionError, TypeError) as exc:
         raise WireError(f"no JSON: {exc}") from exc
     if not isinstance(value, dict):
         raise WireError(f"no JSON object but {type(value).__name__}")
-    return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise WireError(f"{name} is no JSON; a number that is not finite is null")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise WireError(f"{text} is too large for a number")
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Parsers differ in which of two equal keys they believe, and one of them may be `evaluation`."""
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise WireError("a key occurs twice in one object")
     return value
 
 
