@@ -112,6 +112,13 @@ def blas_limiter(maps: Path = Path("/proc/self/maps")) -> Callable[[int], None] 
     return None
 
 
+def one_core_each(threads: int, cores: Sequence[frozenset[int]] | None = None) -> Sequence[frozenset[int]]:
+    """A core for each thread of a pool, the caller's first; none where the caller is alone or there are not enough.
+    0 threads are the library's own choice, cores included."""
+    cores = cores_allowed() if cores is None else cores
+    return cores[:threads] if 1 < threads <= len(cores) else ()
+
+
 class CoreSharing:
     """Model and search on the same few cores: who gets how many, and which.
 
@@ -124,7 +131,7 @@ class CoreSharing:
         self._threads = threads
         self._limit = blas_limiter()
         self._everywhere = frozenset[int]().union(*cores)
-        self._free_core = cores[0] if 1 < pool <= len(cores) else self._everywhere
+        self._free_core = next(iter(one_core_each(pool, cores)), self._everywhere)
         self._placed = self._everywhere
 
     def model_begins(self, search_busy: bool) -> None:

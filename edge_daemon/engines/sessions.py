@@ -12,7 +12,7 @@ from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.device import BoundGraph, DeviceFeatures, SearchGraphs
 from edge_daemon.engines.onnx_bytes import refuse_foreign_files
 from edge_daemon.errors import EdgeError, ProviderError, RecipeEngineError
-from edge_daemon.threads import cores_allowed
+from edge_daemon.threads import one_core_each
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -119,10 +119,7 @@ def pool_cores(threads: int, cores: Sequence[frozenset[int]] | None = None) -> s
     A thread that sleeps between parts is woken on the core of whoever wakes it, and both take turns until the system
     moves one: a model of 4.1 ms took 6.0 at every part that came after a pause, as long as with a single thread.
     """
-    cores = cores_allowed() if cores is None else cores
-    if not 1 < threads <= len(cores):
-        return ""
-    return ";".join(",".join(str(cpu + 1) for cpu in sorted(core)) for core in cores[1:threads])
+    return ";".join(",".join(str(cpu + 1) for cpu in sorted(core)) for core in one_core_each(threads, cores)[1:])
 
 
 def _open_session(model: bytes, options: EngineOptions) -> ort.InferenceSession:
