@@ -109,14 +109,15 @@ class Doorkeeper:
         """May be called twice."""
         with self._lock:
             self._running = False
-        if self._wake is not None:
-            self._wake.set()
+            if self._wake is not None:
+                self._wake.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._wake is not None:
-            self._wake.close()
-            self._wake = None
+        with self._lock:
+            if self._wake is not None:
+                self._wake.close()
+                self._wake = None
 
     def __enter__(self) -> "Doorkeeper":
         self.open()
