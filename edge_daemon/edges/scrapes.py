@@ -114,31 +114,36 @@ class MetricsServer:
             loop.close()
 
     async def _serve(self, listener: socket.socket) -> None:
-        accepting = asyncio.create_task(self._accept(listener))
+        self._listen(listener)
         try:
             await self._stop.wait()
         finally:
-            ending = [accepting, *self._exchanges]
-            for task in ending:
-                task.cancel()
-            await asyncio.gather(*ending, return_exceptions=True)
+            asyncio.get_running_loop().remove_reader(listener)
+            for exchange in self._exchanges:
+                exchange.cancel()
+            await asyncio.gather(*self._exchanges, return_exceptions=True)
 
-    async def _accept(self, listener: socket.socket) -> None:
+    def _listen(self, listener: socket.socket) -> None:
+        if not self._stop.is_set():
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Not `loop.sock_accept`: cancelled at the wrong moment, that loses a connection which it has accepted."""
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError:  # gone again, or the PC has no descriptor left
-                await asyncio.sleep(_FRESH_S)
-                continue
-            self._exchanges = [task for task in self._exchanges if not task.done()]
-            if len(self._exchanges) >= _CONNECTIONS:
-                self._exchanges.pop(0).cancel()
-            exchange = asyncio.create_task(self._exchange(connection))
-            # Not by the task itself: one that is cancelled before its first step never runs.
-            exchange.add_done_callback(lambda _done, connection=connection: connection.close())  # type: ignore[misc]
-            self._exchanges.append(exchange)
-            await asyncio.sleep(_GAP_S)
+        loop.remove_reader(listener)
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # gone again, or the PC has no descriptor left
+            loop.call_later(_FRESH_S, self._listen, listener)
+            return
+        self._exchanges = [task for task in self._exchanges if not task.done()]
+        if len(self._exchanges) >= _CONNECTIONS:
+            self._exchanges[0].cancel()
+        exchange = loop.create_task(self._exchange(connection))
+        # Not by the task itself: one that is cancelled before its first step never runs.
+        exchange.add_done_callback(lambda _done: connection.close())
+        self._exchanges.append(exchange)
+        loop.call_later(_GAP_S, self._listen, listener)
 
     async def _exchange(self, connection: socket.socket) -> None:
         connection.setblocking(False)

@@ -1,5 +1,6 @@
 """The endpoint of metrics against clients that mean well, badly, or nothing at all."""
 
+import gc
 import http.client
 import logging
 import socket
@@ -147,3 +148,14 @@ def test_closing_ends_what_is_under_way_and_may_be_done_twice() -> None:
         server.close()
         server.close()
         assert ended(connection)
+
+
+def test_no_connection_is_lost_however_the_end_meets_its_arrival() -> None:
+    """asyncio's `sock_accept`, cancelled just after it accepted, drops the connection with a ResourceWarning."""
+    for _ in range(40):
+        server = MetricsServer("127.0.0.1", 0, lambda: b"page")
+        port = server.open()
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            server.close()
+            assert ended(connection)
+        gc.collect()
