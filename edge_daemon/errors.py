@@ -66,6 +66,10 @@ class CameraError(EdgeError):
     """A camera failed: gone, unreadable, or asked in the wrong state. The reader reconnects."""
 
 
+class CameraSettingsError(EdgeError):
+    """A camera, pictures and a recipe do not go together: exposure, gain, region or the like differ or are unknown."""
+
+
 class JournalError(EdgeError):
     """A record could not be made durable."""
 

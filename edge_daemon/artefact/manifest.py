@@ -4,8 +4,20 @@ from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_serializer,
+)
 
+from edge_daemon.core.camera_settings import Value, counting
 from edge_daemon.core.mask import unpack
 from edge_daemon.core.tiles import Tiling
 
@@ -27,8 +39,20 @@ MASK_FEATURE: Final = "mask/1"
 TILES_FEATURE: Final = "tiles/1"
 # `smallest/1`: boxes below `view.min_defect_mm2` are counted and not drawn.
 SMALLEST_FEATURE: Final = "smallest/1"
+# `camera/1`: `camera` has the settings that the pictures were taken with; a camera with others is not judged by it. See
+# `core.camera_settings`.
+CAMERA_FEATURE: Final = "camera/1"
 KNOWN_FEATURES = frozenset(
-    {"patchcore/1", PCA_FEATURE, HEALTH_FEATURE, ALIGN_FEATURE, MASK_FEATURE, TILES_FEATURE, SMALLEST_FEATURE}
+    {
+        "patchcore/1",
+        PCA_FEATURE,
+        HEALTH_FEATURE,
+        ALIGN_FEATURE,
+        MASK_FEATURE,
+        TILES_FEATURE,
+        SMALLEST_FEATURE,
+        CAMERA_FEATURE,
+    }
 )
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -42,6 +66,26 @@ Side = Annotated[int, Field(ge=1, le=1 << 17)]
 Place = Annotated[int, Field(ge=0, le=1 << 17)]
 Scale = Annotated[float, Field(ge=1e-6, le=1e9, allow_inf_nan=False)]
 Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _something_counts(settings: dict[str, Value]) -> dict[str, Value]:
+    """With nothing to compare every camera would do."""
+    if not counting(settings):
+        raise ValueError("names nothing that shapes a picture")
+    return settings
+
+
+SettingName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+SettingValue = (
+    StrictBool
+    | Annotated[StrictInt, Field(ge=-(10**15), le=10**15)]
+    | Annotated[StrictFloat, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
+    | Annotated[StrictStr, Field(pattern=r"^[^\p{C}]{0,128}$")]
+)
+CameraSettings = Annotated[
+    dict[SettingName, SettingValue], Field(min_length=1, max_length=64), AfterValidator(_something_counts)
+]
+"""As a camera was read back to have them; types count: `1`, `1.0`, `"1"` and `true` are four values."""
 
 
 class Part(BaseModel):
@@ -224,6 +268,15 @@ class TilesPart(Part):
     """The least overlap of two tiles, in pixels of the resized picture."""
 
 
+class CameraPart(Part):
+    """Feature `camera/1`: the camera that the pictures came from, as it was set."""
+
+    settings: CameraSettings
+    kind: Text
+    """Of the camera's table in the configuration: `gige`, `usb`, ... For people: it is not compared."""
+    taken_utc: Text
+
+
 def _without(fields: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     """The fields without those of these keys that say nothing."""
     return {key: value for key, value in fields.items() if key not in keys or value is not None}
@@ -260,6 +313,7 @@ class Manifest(BaseModel):
     align: AlignPart | None = None
     mask: MaskPart | None = None
     tiles: TilesPart | None = None
+    camera: CameraPart | None = None
 
     @property
     def tiling(self) -> Tiling | None:
@@ -282,7 +336,7 @@ class Manifest(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_absent_parts(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without(serialise(self), ("health", "align", "mask", "tiles"))
+        return _without(serialise(self), ("health", "align", "mask", "tiles", "camera"))
 
 
 def tiling_of(

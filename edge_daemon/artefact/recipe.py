@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from edge_daemon.artefact.container import read_folder, read_zip
 from edge_daemon.artefact.manifest import (
     ALIGN_FEATURE,
+    CAMERA_FEATURE,
     HEALTH_FEATURE,
     KNOWN_FEATURES,
     MASK_FEATURE,
@@ -258,6 +259,7 @@ def _check_geometry(manifest: Manifest, where: str) -> None:
         ("a mask", manifest.mask, MASK_FEATURE),
         ("tiles", manifest.tiles, TILES_FEATURE),
         ("a smallest defect", manifest.view.min_defect_mm2, SMALLEST_FEATURE),
+        ("camera settings", manifest.camera, CAMERA_FEATURE),
     ):
         if (part is None) == (feature in manifest.required_features):
             problems.append(f"{what} and the feature {feature} do not come together")
