@@ -21,6 +21,7 @@ from edge_daemon.artefact.store import Store
 from edge_daemon.cameras.open import make_camera
 from edge_daemon.config import Config, config_digest
 from edge_daemon.core.states import State
+from edge_daemon.edges.amendments import AmendmentDesk
 from edge_daemon.edges.archive import Archive, ArchiveJob
 from edge_daemon.edges.audit import AuditEntry, AuditTrail, ControlAudit
 from edge_daemon.edges.clock import SystemClock
@@ -34,7 +35,7 @@ from edge_daemon.edges.records import Records
 from edge_daemon.edges.replay import ReplayDesk
 from edge_daemon.edges.retention import Retention, Rules
 from edge_daemon.edges.scrapes import MetricsServer
-from edge_daemon.edges.server import CONTROL, REPLAY, TRIGGERS, RequestServer, ServerStats
+from edge_daemon.edges.server import AMENDMENTS, CONTROL, REPLAY, TRIGGERS, RequestServer, ServerStats
 from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
 from edge_daemon.errors import EdgeError, JournalError
@@ -74,7 +75,7 @@ _STATUS_GAP_NS, _BUSY_GAP_NS = 10_000_000, 50_000_000
 _EXIT_DEFECT = 70
 # Requests of one client: more than one that waits for each answer can ask.
 _CONTROL_PER_S, _REPLAY_PER_S = 1_000, 2_000
-# Six sockets with all the connections they may have, and room for what is accepted before it is refused.
+# Seven sockets with all the connections they may have, and room for what is accepted before it is refused.
 _DESCRIPTORS = 16_384
 # A part that is not judged by its deadline is late: an inspection from which nothing has come for four of them is not
 # slow, it hangs.
@@ -379,13 +380,35 @@ class Daemon:
             door=self._door,
             on_fatal=self._fatal,
         )
+        self._amendments = AmendmentDesk(
+            self._journal, lambda station, text: self._emit("alarm", station, "passed_without_ok", text, "error")
+        )
+        amendments = RequestServer(
+            context,
+            wire.amendments,
+            AMENDMENTS,
+            self._amendments.handle,
+            # The id that counts is the amendment's own, and the journal knows it.
+            remembered=0,
+            max_per_s=self._config.security.max_triggers_per_s,
+            door=self._door,
+            max_request_bytes=wire.max_request_bytes,
+            on_fatal=self._fatal,
+        )
         replay.open()
         stack.callback(replay.close)
+        amendments.open()
+        stack.callback(amendments.close)
         control.open()
         stack.callback(control.close)
         triggers.open()
         stack.callback(triggers.close)
-        self._servers = {"triggers": triggers.stats, "control": control.stats, "replay": replay.stats}
+        self._servers = {
+            "triggers": triggers.stats,
+            "control": control.stats,
+            "replay": replay.stats,
+            "amendments": amendments.stats,
+        }
 
     def _guarded(self, handle: Callable[[Q, A], None]) -> Callable[[Q, A], None]:
         """A trigger whose handling fails in a way nobody foresaw may be counted without a record: stop, and
@@ -616,6 +639,7 @@ class Daemon:
             | self._way_out.stages_ms(journal.commit_p50_ms),
             "journal": asdict(journal),
             "records": asdict(self._records.stats()),
+            "amendments": asdict(self._amendments.stats()),
             "publisher": asdict(self._publisher.stats()),
             "pictures_dropped": self._pictures.dropped,
             "archive": asdict(self._archive.stats()),

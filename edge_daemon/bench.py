@@ -363,7 +363,7 @@ def _endpoint(folder: Path, name: str) -> str:
 def _config(folder: Path, request: BenchRequest, images: Path, rates_hz: Sequence[float]) -> str:
     wire = "\n".join(
         f"{name} = {json.dumps(_endpoint(folder, name))}"
-        for name in ("results", "images", "status", "triggers", "control", "replay")
+        for name in ("results", "images", "status", "triggers", "control", "replay", "amendments")
     )
     head = _CONFIG.format(
         state=json.dumps(str(folder / "state")), wire=wire, provider=request.provider, search=request.search

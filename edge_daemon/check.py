@@ -40,7 +40,7 @@ _LOW_SPACE_BYTES = 2 << 30
 
 _PICTURE_TIMEOUT_NS = 5_000_000_000
 
-_ENDPOINTS = ("results", "images", "status", "triggers", "control", "replay")
+_ENDPOINTS = ("results", "images", "status", "triggers", "control", "replay", "amendments")
 
 
 # Recipes that passed, by station and view.

@@ -126,6 +126,8 @@ class WireConfig(Section):
     """Control: what `edge-ctl` speaks to (request and reply)."""
     replay: Endpoint = "tcp://127.0.0.1:5566"
     """Replay of records that a reader has missed (request and reply)."""
+    amendments: Endpoint = "tcp://127.0.0.1:5567"
+    """Where the gateway tells what became of verdicts and parts (request and reply)."""
     results_hwm: HighWaterMark = 10_000
     """Results kept for one slow subscriber, in messages; more are dropped for that subscriber, which sees the
     gap in `seq`, and stay in the journal."""

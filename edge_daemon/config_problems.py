@@ -32,7 +32,7 @@ from edge_daemon.errors import EdgeError
 
 Where = tuple[str | int, ...]
 
-_ENDPOINTS = ("results", "images", "status", "triggers", "control", "replay")
+_ENDPOINTS = ("results", "images", "status", "triggers", "control", "replay", "amendments")
 _SHOWN, _TOLD = 80, 1_000  # characters of a name, and of a sentence that repeats what is in the file
 _NAME_RULE = "must be 1 to 64 letters, digits, '_' or '-', the first a letter or digit"
 

@@ -56,7 +56,7 @@ class DaemonProcess:
         self.prefix = prefix
         self.environment = environment or {}
         folder.mkdir(parents=True, exist_ok=True)
-        names = ("results", "images", "status", "triggers", "control", "replay")
+        names = ("results", "images", "status", "triggers", "control", "replay", "amendments")
         self.endpoints = {
             name: f"tcp://127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)
         }

@@ -21,7 +21,7 @@ from tally import Tally, percentile, tally  # noqa: E402
 
 from edge_daemon.errors import EdgeError  # noqa: E402
 
-SOCKETS = ("results", "images", "status", "triggers", "control", "replay")
+SOCKETS = ("results", "images", "status", "triggers", "control", "replay", "amendments")
 MARK = ".written-by-the-demo"
 
 

@@ -61,7 +61,7 @@ def config_text(plan: tuple[DemoStation, ...], ports: Iterator[int]) -> str:
     """An ordinary configuration file; the recipes and the state lie beside it."""
     wire = "\n".join(
         f'{socket} = "tcp://127.0.0.1:{next(ports)}"'
-        for socket in ("results", "images", "status", "triggers", "control", "replay")
+        for socket in ("results", "images", "status", "triggers", "control", "replay", "amendments")
     )
     parts = [
         "# Written by the demo. Try: edge-daemon check --config edge.toml\n"

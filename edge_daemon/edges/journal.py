@@ -51,6 +51,8 @@ __all__ = [
     "OldRecord",
     "OutcomeTwiceError",
     "Replay",
+    "Report",
+    "Reported",
     "Seen",
     "effective_header",
     "read_amendments",
@@ -66,6 +68,13 @@ _REMEMBERED: Final = 8_192
 # Withdrawn records kept until the disk takes them, about 12 MB; past that only the range of numbers is kept.
 _MOST_OWED: Final = 4_096
 _RETRY_S: Final = 1.0
+# What the gateway reports waits for company: with a record under way it costs tens of microseconds, while a commit of
+# its own would stand before the next verdict. Entries, nanoseconds, entries of one commit.
+_MOST_REPORTS: Final = 1_024
+_REPORT_WAITS_NS: Final = 100_000_000
+_REPORTS_AT_ONCE: Final = 32
+# Of one record. A gateway tells two; what a PLC takes back and says anew has room.
+_REPORTS_OF_A_RECORD: Final = 16
 _COMMITS_MEASURED: Final = 1_024
 # The database is sound but does not take this entry: a broken key, a value it cannot hold.
 _REFUSALS: Final = (
@@ -158,6 +167,33 @@ class Amendment:
     kind: str
     utc: str
     body: dict[str, Any]
+
+
+Fate = Literal["recorded", "repeated", "pending", "unknown_result", "amendment_id_reused", "too_many"]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An amendment that comes from outside, perhaps more than once. result_id: empty where the reporter was never told
+    it; then the latest attempt of the trigger is meant. amendment_id: also in `body`; the same report, the same id."""
+
+    station: str
+    trigger_id: str
+    result_id: str
+    kind: AmendmentKind
+    amendment_id: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What became of a report. `recorded`: by this very call; `repeated`: it was there already; with any other fate
+    nothing was written. header: of its record, as the wire told it; empty where there is none."""
+
+    fate: Fate
+    result_id: str = ""
+    header: bytes = b""
+    error: JournalError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +335,7 @@ class Journal:
         self._on_fatal = on_fatal
         self._wake = threading.Condition()  # guards everything below
         self._queue: deque[_Work] = deque()
+        self._reports: deque[tuple[int, _Work]] = deque()  # with the time by which each is written, monotonic
         self._owed: deque[_Withdraw] = deque()
         self._lost: dict[str, list[tuple[int, int]]] = {}
         self._last_seq: dict[str, int] = {}
@@ -520,6 +557,27 @@ class Journal:
         if refused is not None and on_durable is not None:
             on_durable(refused)
 
+    def report(self, report: Report, on_done: Callable[[Reported], None]) -> None:
+        """Like `amend`, for what comes from outside: recorded once, and only for a record that exists. Verdicts never
+        wait for it; it waits for them, at most a tenth of a second when there are none. Called back once durable, or
+        with `error` when nothing was written. Raises JournalError when the body cannot be recorded."""
+        try:
+            text = json.dumps(report.body, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise JournalError(f"the report on {report.trigger_id} cannot be written as JSON: {exc}") from exc
+        refused: JournalError | None = None
+        with self._wake:
+            if self._closing or self._boot is None:
+                refused = JournalError(f"the journal {self._path} is closed")
+            elif len(self._reports) >= _MOST_REPORTS:
+                refused = JournalError(f"{_MOST_REPORTS} reports wait for the journal {self._path} already")
+            else:
+                due_ns = time.monotonic_ns() + _REPORT_WAITS_NS
+                self._reports.append((due_ns, _Tell(report, text, utc_now(), on_done)))
+                self._wake.notify()
+        if refused is not None:
+            on_done(Reported("pending", error=refused))
+
     def seen(self, station: str, trigger_id: str) -> Seen | None:
         """The latest attempt of this trigger id, in this boot or in the journal. Raises JournalError."""
         with self._wake:
@@ -695,8 +753,9 @@ class Journal:
             with self._wake:
                 self._closing = True
                 self._numbers.failing = f"the writer ended: {exc}"
-                abandoned = list(self._queue)
+                abandoned = [*self._queue, *(work for _, work in self._reports)]
                 self._queue.clear()
+                self._reports.clear()
             for work in abandoned:
                 self._tell(work, JournalError(f"the journal's writer ended: {exc}"))
             self._report(exc)
@@ -709,15 +768,26 @@ class Journal:
                 if indebted and not self._numbers.failing:
                     break
                 if self._closing:
+                    if self._reports:
+                        break
                     if not indebted or self._tried_last:
                         return None
                     self._tried_last = True
                     break
-                if not self._wake.wait(_RETRY_S if self._numbers.failing else None):
+                if not self._wake.wait(self._patience_s()):
                     break
-            batch = _Batch(list(self._queue), list(self._owed), {s: list(r) for s, r in self._lost.items()})
+            reports = [self._reports.popleft()[1] for _ in range(min(len(self._reports), _REPORTS_AT_ONCE))]
+            batch = _Batch([*self._queue, *reports], list(self._owed), {s: list(r) for s, r in self._lost.items()})
             self._queue.clear()
             return batch
+
+    def _patience_s(self) -> float | None:
+        """How long the writer may sleep while no record comes; None for ever."""
+        if self._numbers.failing:
+            return _RETRY_S
+        if not self._reports:
+            return None
+        return max(0, self._reports[0][0] - time.monotonic_ns()) / 1e9
 
     def _commit(self, batch: _Batch) -> None:
         started_ns = time.monotonic_ns()
@@ -942,6 +1012,53 @@ class _Amend:
             self.on_durable(error)
         elif error is not None:
             log.error("the %s amendment of %s is not recorded: %s", self.kind, self.result_id, error)
+
+
+@dataclass(slots=True)
+class _Tell:
+    """A report: looks first, so that nothing is written twice, or beside no record."""
+
+    report: Report
+    text: str
+    utc: str
+    on_done: Callable[[Reported], None]
+    reported: Reported = Reported("pending")
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        report = self.report
+        found = self._record(connection)
+        if found is None:
+            waits = connection.execute(
+                "SELECT 1 FROM intent WHERE result_id = ? OR (station = ? AND trigger_id = ?)",
+                (report.result_id, report.station, report.trigger_id),
+            ).fetchone()
+            self.reported = Reported("pending" if waits else "unknown_result")
+            return
+        result_id, header = found
+        amendments = read_amendments(connection, result_id)
+        told = [a for a in amendments if a.kind in ("delivery", "disposition")]
+        same = [a for a in told if a.body.get("amendment_id") == report.amendment_id]
+        fate: Fate = "recorded"
+        if same:
+            fate = "repeated" if (same[0].kind, same[0].body) == (report.kind, report.body) else "amendment_id_reused"
+        elif len(told) >= _REPORTS_OF_A_RECORD:
+            fate = "too_many"
+        else:
+            _insert_amendment(connection, result_id, report.kind, self.utc, self.text)
+        self.reported = Reported(fate, result_id, effective_header(header, amendments))
+
+    def _record(self, connection: sqlite3.Connection) -> tuple[str, bytes] | None:
+        """Of this very station and trigger: an id that is somebody else's is none."""
+        report = self.report
+        row = connection.execute(
+            "SELECT result_id, header FROM record WHERE station = ?1 AND trigger_id = ?2 AND ?3 IN ('', result_id) "
+            "ORDER BY boot DESC, attempt DESC LIMIT 1",
+            (report.station, report.trigger_id, report.result_id),
+        ).fetchone()
+        return (row[0], bytes(row[1])) if row else None
+
+    def done(self, error: JournalError | None) -> None:
+        self.on_done(self.reported if error is None else Reported("pending", error=error))
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Requests and answers over ROUTER sockets: triggers, control and replay, each with a thread of its own.
+"""Requests and answers over ROUTER sockets: triggers, control, replay, amendments, each with a thread of its own.
 
 Limits and what happens at them: at most `max_outstanding` requests without an answer, of one client at most
 `max_outstanding_per_client`, more are refused with `busy`; more than `max_per_s` a second of one client are refused
@@ -23,6 +23,7 @@ from edge_daemon.edges.door import Door, OpenDoor, Peer, Visitor
 from edge_daemon.edges.sockets import Wake, bind
 from edge_daemon.errors import EdgeError, WireError
 from edge_daemon.wire.codec import (
+    decode_amendment_request,
     decode_control_request,
     decode_replay_request,
     decode_trigger_request,
@@ -30,6 +31,8 @@ from edge_daemon.wire.codec import (
     parse_json,
 )
 from edge_daemon.wire.messages import (
+    AmendmentReply,
+    AmendmentRequest,
     ControlFault,
     ControlReply,
     ControlRequest,
@@ -41,8 +44,8 @@ from edge_daemon.wire.messages import (
 
 log = logging.getLogger(__name__)
 
-Q = TypeVar("Q", TriggerRequest, ControlRequest, ReplayRequest)
-A = TypeVar("A", TriggerReply, ControlReply, ReplayReply)
+Q = TypeVar("Q", TriggerRequest, ControlRequest, ReplayRequest, AmendmentRequest)
+A = TypeVar("A", TriggerReply, ControlReply, ReplayReply, AmendmentReply)
 
 _MOST_FRAMES: Final = 4
 # Clients whose rate is known; the one that has been silent longest is forgotten first.
@@ -91,6 +94,10 @@ def _refuse_replay(code: str, message: str) -> ReplayReply:
     return ReplayReply(ok=False, reason=code, message=message)
 
 
+def _refuse_amendment(code: str, message: str) -> AmendmentReply:
+    return AmendmentReply(ok=False, reason=code, message=message)
+
+
 TRIGGERS: Final[Dialogue[TriggerRequest, TriggerReply]] = Dialogue(
     "triggers",
     decode_trigger_request,
@@ -102,6 +109,12 @@ CONTROL: Final[Dialogue[ControlRequest, ControlReply]] = Dialogue(
 )
 REPLAY: Final[Dialogue[ReplayRequest, ReplayReply]] = Dialogue(
     "replay", decode_replay_request, lambda q: {"request_id": q.request_id}, _refuse_replay
+)
+AMENDMENTS: Final[Dialogue[AmendmentRequest, AmendmentReply]] = Dialogue(
+    "amendments",
+    decode_amendment_request,
+    lambda q: {"request_id": q.request_id, "amendment_id": q.amendment_id},
+    _refuse_amendment,
 )
 
 

@@ -11,6 +11,8 @@ from edge_daemon.core.strict_json import parse_strictly
 from edge_daemon.errors import WireError
 from edge_daemon.wire.messages import (
     MAX_HEADER_BYTES,
+    AmendmentReply,
+    AmendmentRequest,
     BoxMessage,
     ControlReply,
     ControlRequest,
@@ -220,7 +222,16 @@ def decode_event(frames: Sequence[bytes]) -> Event:
 
 
 def encode_request(
-    message: TriggerRequest | TriggerReply | ControlRequest | ControlReply | ReplayRequest | ReplayReply,
+    message: (
+        TriggerRequest
+        | TriggerReply
+        | ControlRequest
+        | ControlReply
+        | ReplayRequest
+        | ReplayReply
+        | AmendmentRequest
+        | AmendmentReply
+    ),
 ) -> bytes:
     """One frame of JSON. Raises WireError when it holds something that JSON does not know."""
     return _dump(message)
@@ -254,6 +265,16 @@ def decode_replay_request(body: bytes) -> ReplayRequest:
 def decode_replay_reply(body: bytes) -> ReplayReply:
     """The records in it are still text: `decode_header`. Raises WireError."""
     return _load(body, ReplayReply)
+
+
+def decode_amendment_request(body: bytes) -> AmendmentRequest:
+    """Raises WireError."""
+    return _load(body, AmendmentRequest)
+
+
+def decode_amendment_reply(body: bytes) -> AmendmentReply:
+    """Raises WireError."""
+    return _load(body, AmendmentReply)
 
 
 def decode_job(result: dict[str, Any] | None) -> JobState:

@@ -4,9 +4,9 @@ ignore fields they do not know.
 A message is ZeroMQ multipart: [topic, header, blob...]; the header is UTF-8 JSON, at most 8 KiB.
 """
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RESULT_SCHEMA: Final = "edge-daemon/result/1"
 IMAGE_SCHEMA: Final = "edge-daemon/image/1"
@@ -15,6 +15,7 @@ EVENT_SCHEMA: Final = "edge-daemon/event/1"
 TRIGGER_SCHEMA: Final = "edge-daemon/trigger/1"
 CONTROL_SCHEMA: Final = "edge-daemon/control/1"
 REPLAY_SCHEMA: Final = "edge-daemon/replay/1"
+AMENDMENT_SCHEMA: Final = "edge-daemon/amendment/1"
 
 MAX_HEADER_BYTES = 8192
 
@@ -22,6 +23,10 @@ EvaluationLabel = Literal["Undefined", "OK", "NotOK", "NotDecidable"]
 Mode = Literal["production", "setup", "master_part", "bypass"]
 EventKind = Literal["recipe", "camera", "alarm", "audit"]
 RequestId = Annotated[str, Field(max_length=64)]
+Delivery = Literal["acknowledged", "late", "not_fetched", "overrun", "abandoned", "missed"]
+Disposition = Literal["passed", "rejected", "gate_failure", "removed", "lost"]
+# What the PLC was shown of a part, as the gateway's code words are called.
+ShownWord = Literal["NONE", "OK", "NOT_OK", "NOT_DECIDABLE", "NO_VERDICT", "WITHDRAWN", "COMMISSIONING_OK"]
 
 
 class Message(BaseModel):
@@ -423,5 +428,61 @@ class ReplayReply(Message):
     """Stations that the journal knows; only in the answer to a request without a station."""
     reason: str = ""
     """Why not: `malformed`, `busy`, `failed`, `stopped`."""
+    message: str = ""
+    """The same for people."""
+
+
+class AmendmentRequest(Message):
+    """What the gateway tells of a verdict that went out: whether the PLC took it, and what really happened with the
+    part. Added to the record, which never changes."""
+
+    schema_: Annotated[Literal["edge-daemon/amendment/1"], Field(alias="schema")] = AMENDMENT_SCHEMA
+    request_id: Annotated[RequestId, Field(min_length=1)]
+    """Of this attempt: a new one each time, so that no earlier refusal comes as its answer."""
+    amendment_id: Annotated[str, Field(min_length=1, max_length=64)]
+    """Of what is told: the same in each attempt. It is recorded once, however often it is told."""
+    station: Annotated[str, Field(min_length=1, max_length=64)]
+    trigger_id: Annotated[str, Field(min_length=1, max_length=64)]
+    result_id: Annotated[str, Field(max_length=64)] = ""
+    """The record; empty where the answer to the trigger never came: then `trigger_id` names it."""
+    kind: Literal["delivery", "disposition"]
+    what: Delivery | Disposition
+    """Of a delivery: `acknowledged` (the PLC took `verdict`), `late` (it took that there is no verdict in time),
+    `not_fetched` (it was shown and forgotten unacknowledged), `overrun` (never shown, too many waited), `abandoned`
+    (the PLC gave the part up before the verdict), `missed` (the trigger was not taken). Of a disposition: `passed`,
+    `rejected`, `gate_failure` (it should have been rejected, and the reject sensor did not see it), `removed`,
+    `lost` (it did not come to the gate)."""
+    verdict: ShownWord = "NONE"
+    """The code word that the PLC was shown of the part."""
+    reason: Annotated[str, Field(max_length=64)] = ""
+    """Why that is not OK, in the gateway's words."""
+    acquisition_id: Annotated[int, Field(ge=0, le=0xFFFF_FFFF)] = 0
+    """The PLC's number of the part."""
+    after_ms: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+    """From the trigger to what is told, by the gateway's monotonic clock."""
+    utc: Annotated[str, Field(max_length=40)] = ""
+    """The same by the clock on its wall."""
+    gateway: Annotated[str, Field(max_length=64)] = ""
+    """Which start of the gateway tells it."""
+
+    @model_validator(mode="after")
+    def _word_of_its_kind(self) -> "AmendmentRequest":
+        if self.what not in get_args(Delivery if self.kind == "delivery" else Disposition):
+            raise ValueError(f"{self.what} is no {self.kind}")
+        return self
+
+
+class AmendmentReply(Message):
+    """Whether it is on the disk."""
+
+    schema_: Annotated[Literal["edge-daemon/amendment/1"], Field(alias="schema")] = AMENDMENT_SCHEMA
+    request_id: str = ""
+    amendment_id: str = ""
+    ok: bool
+    """It is on the disk, now or since it was told before."""
+    result_id: str = ""
+    reason: str = ""
+    """Why not. To be told again: `pending` (the record itself is not on the disk yet), `journal`, `busy`, `too_fast`,
+    `stopped`. Never to be recorded: `unknown_result`, `amendment_id_reused`, `too_many`, `malformed`."""
     message: str = ""
     """The same for people."""

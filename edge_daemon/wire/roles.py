@@ -4,8 +4,8 @@
 |---|---|---|---|
 | viewer | MES, dashboards | results, images, status, replay, control | those that only look |
 | operator | the people at the line | as viewer | also: change product, let a station run empty |
-| gateway | the process that speaks to the PLC | also triggers | those that only look, and trigger |
-| engineer | who keeps the line running | all | all |
+| gateway | the process that speaks to the PLC | also triggers, amendments | those that only look, and trigger |
+| engineer | who keeps the line running | all but amendments | all |
 
 A program on the same PC, where the daemon listens on loopback only and without keys, may do everything: whoever is on
 that PC already can stop the daemon as well.
@@ -32,6 +32,8 @@ SOCKETS: Final[Mapping[str, frozenset[Role]]] = MappingProxyType(
         "replay": _ALL,
         "control": _ALL,
         "triggers": _TRIGGERING,
+        # Nobody but the gateway saw what the PLC did.
+        "amendments": frozenset({"gateway"}),
     }
 )
 

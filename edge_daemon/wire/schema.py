@@ -3,6 +3,8 @@
 from typing import Any, Literal
 
 from edge_daemon.wire.messages import (
+    AmendmentReply,
+    AmendmentRequest,
     ControlReply,
     ControlRequest,
     Event,
@@ -34,12 +36,14 @@ def message_schemas() -> dict[str, dict[str, Any]]:
         "trigger_reply": TriggerReply,
         "control_reply": ControlReply,
         "replay_reply": ReplayReply,
+        "amendment_reply": AmendmentReply,
         "job": JobState,
     }
     read: dict[str, type[Message]] = {
         "trigger_request": TriggerRequest,
         "control_request": ControlRequest,
         "replay_request": ReplayRequest,
+        "amendment_request": AmendmentRequest,
     }
     schemas = {name: _schema(model, "serialization") for name, model in written.items()}
     return schemas | {name: _schema(model, "validation") for name, model in read.items()}

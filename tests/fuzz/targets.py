@@ -44,6 +44,8 @@ from edge_daemon.pipeline.control import ControlDesk, TriggerDesk
 from edge_daemon.pipeline.recipes import Recipes
 from edge_daemon.wire import codec, keys
 from edge_daemon.wire.messages import (
+    AmendmentReply,
+    AmendmentRequest,
     ControlReply,
     ControlRequest,
     Counters,
@@ -139,6 +141,9 @@ def _messages() -> tuple[Target, ...]:
     reply = TriggerReply(accepted=True, station="st1", trigger_id="4711", result_id="x", attempt=1)
     answer = ControlReply(request_id="r", ok=True, result={"a": [1]}, job="j")
     records = ReplayReply(ok=True, station="st1", boot=1, boot_id="b", gone=(SeqRange(first=1, last=None),), next_seq=5)
+    amendment = AmendmentRequest(request_id="r", amendment_id="a", station="st1", trigger_id="1-r-1", result_id="x",
+                                 kind="disposition", what="passed", verdict="OK", after_ms=1.5)  # fmt: skip
+    amended = AmendmentReply(ok=False, request_id="r", amendment_id="a", reason="unknown_result")
     state = JobState(job="j", command="activate", state="running", progress=0.5)
     return (
         Target("trigger request", one(lambda: codec.encode_request(trigger)), request(codec.decode_trigger_request)),
@@ -162,6 +167,10 @@ def _messages() -> tuple[Target, ...]:
         Target("trigger reply", one(lambda: codec.encode_request(reply)), request(codec.decode_trigger_reply)),
         Target("control reply", one(lambda: codec.encode_request(answer)), request(codec.decode_control_reply)),
         Target("replay reply", one(lambda: codec.encode_request(records)), request(codec.decode_replay_reply)),
+        Target(
+            "amendment request", one(lambda: codec.encode_request(amendment)), request(codec.decode_amendment_request)
+        ),
+        Target("amendment reply", one(lambda: codec.encode_request(amended)), request(codec.decode_amendment_reply)),
         Target("job state", one(lambda: state.model_dump_json().encode()), job),
     )
 

@@ -41,7 +41,7 @@ def edge_daemon(tmp_path: Path) -> Callable[..., Ended]:
     def run(*arguments: str, **environment: str) -> Ended:
         variables = {k: v for k, v in os.environ.items() if not k.startswith("EDGE_") or k.startswith("EDGE_TEST_")}
         variables |= {"EDGE_STATE_DIR": str(tmp_path / "state")}
-        for name in ("results", "images", "status", "triggers", "control", "replay"):
+        for name in ("results", "images", "status", "triggers", "control", "replay", "amendments"):
             variables[f"EDGE_WIRE__{name.upper()}"] = f"ipc://{tmp_path}/{name}"
         done = subprocess.run(
             [sys.executable, "-m", "edge_daemon.cli", *arguments],
@@ -175,7 +175,7 @@ def test_a_pc_whose_endpoints_are_all_taken_is_told_that_the_daemon_runs(
     edge_daemon: Callable[..., Ended], recipe: Path, tmp_path: Path
 ) -> None:
     with contextlib.ExitStack() as stack:
-        for name in ("results", "images", "status", "triggers", "control", "replay"):
+        for name in ("results", "images", "status", "triggers", "control", "replay", "amendments"):
             taken = stack.enter_context(socket.socket(socket.AF_UNIX))
             taken.bind(str(tmp_path / name))
             taken.listen()

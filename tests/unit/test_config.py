@@ -105,7 +105,8 @@ def test_defaults_keep_to_this_pc_and_name_no_fallback(tmp_path: Path) -> None:
     assert config.engine.batch_limit("cpu") == 1
     assert config.engine.batch_limit("cuda") == 8
     endpoints = {
-        name: getattr(config.wire, name) for name in ("results", "images", "status", "triggers", "control", "replay")
+        name: getattr(config.wire, name)
+        for name in ("results", "images", "status", "triggers", "control", "replay", "amendments")
     }
     assert endpoints == {
         "results": "tcp://127.0.0.1:5561",
@@ -114,6 +115,7 @@ def test_defaults_keep_to_this_pc_and_name_no_fallback(tmp_path: Path) -> None:
         "triggers": "tcp://127.0.0.1:5564",
         "control": "tcp://127.0.0.1:5565",
         "replay": "tcp://127.0.0.1:5566",
+        "amendments": "tcp://127.0.0.1:5567",
     }
 
 

@@ -16,6 +16,8 @@ from edge_daemon.errors import WireError
 from edge_daemon.wire import codec
 from edge_daemon.wire.messages import (
     MAX_HEADER_BYTES,
+    AmendmentReply,
+    AmendmentRequest,
     BoxMessage,
     CameraStatus,
     ControlFault,
@@ -98,6 +100,37 @@ def golden_messages() -> dict[str, list[bytes]]:
         "control_reply": [
             codec.encode_request(
                 ControlReply(request_id="r2", ok=False, error=ControlFault(code="unknown_command", message="no"))
+            )
+        ],
+        "amendment_request": [
+            codec.encode_request(
+                AmendmentRequest(
+                    request_id="r4",
+                    amendment_id="4711-disposition-1",
+                    station="st1",
+                    trigger_id="4711-0123abcd-1",
+                    result_id="fe" * 16,
+                    kind="disposition",
+                    what="rejected",
+                    verdict="NOT_OK",
+                    reason="NONE",
+                    acquisition_id=4711,
+                    after_ms=1250.5,
+                    utc="2026-11-20T08:15:31.373956+00:00",
+                    gateway="0123abcd",
+                )
+            )
+        ],
+        "amendment_reply": [
+            codec.encode_request(
+                AmendmentReply(
+                    request_id="r4",
+                    amendment_id="4711-disposition-1",
+                    ok=False,
+                    result_id="fe" * 16,
+                    reason="too_many",
+                    message="no",
+                )
             )
         ],
         "replay_request": [codec.encode_request(ReplayRequest(request_id="r3", station="st1", boot=7, first=40))],
