@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_daemon.artefact.camera import CAMERA_FILE, read_camera_file
 from edge_daemon.artefact.pictures import find_pictures, read_picture
 from edge_daemon.cameras.base import EndOfFrames, FrameLost
 from edge_daemon.cameras.config import FolderConfig
 from edge_daemon.cameras.exposures import Exposures
 from edge_daemon.cameras.waiting import Clock, Pause, Waiter
 from edge_daemon.core.frame import Frame
-from edge_daemon.errors import CameraError, PictureError
+from edge_daemon.errors import CameraError, CameraSettingsError, PictureError
 
 _BYTES_PER_MB = 1_000_000
 
@@ -22,7 +23,8 @@ _BYTES_PER_MB = 1_000_000
 class FolderCamera:
     """Frame i + 1 is picture i of the sorted list, which is made at the first opening and stays: the same
     frame id is the same file for as long as the object lives. With `loop` the list comes again after its
-    end and the ids go on rising."""
+    end and the ids go on rising. Its settings are those that the folder's `camera.json` says the pictures were taken
+    with, none without one."""
 
     def __init__(self, name: str, config: FolderConfig, clock_ns: Clock, pause_s: Pause | None = None) -> None:
         self._name = name
@@ -31,6 +33,7 @@ class FolderCamera:
         self._exposures = Exposures(first_index=0, rate_hz=config.rate_hz, exposure_ns=0)
         self._paths: tuple[Path, ...] = ()
         self._decoded: tuple[NDArray[np.uint8] | PictureError, ...] = ()
+        self._settings: Mapping[str, str | int | float | bool] = {}
         self._is_open = False
 
     @property
@@ -62,10 +65,12 @@ class FolderCamera:
 
     def open(self) -> None:
         """List the folder, and decode everything when the configuration says `preload`. Raises CameraError when
-        there is no such folder, no picture in it, or more pictures than memory is given to."""
+        there is no such folder, no picture in it, more pictures than memory is given to, or a `camera.json` that
+        cannot be read."""
         if self._is_open:
             return
         self._require_folder()
+        self._settings = self._taken_with()
         if not self._paths:
             self._paths = self._list()
         if self._config.preload and not self._decoded:
@@ -86,7 +91,7 @@ class FolderCamera:
         return {}
 
     def settings(self) -> Mapping[str, str | int | float | bool]:
-        return {}
+        return dict(self._settings) if self._is_open else {}
 
     def trigger(self) -> None:
         self._require_open()
@@ -116,6 +121,13 @@ class FolderCamera:
         self._exposures.fetched(exposure)
         # Decoding a file stands for the transfer: it makes no picture of a later moment.
         return Frame(self._name, exposure.index + 1, pixels, self._waiter.now_ns, exposed_ns=exposure.complete_ns)
+
+    def _taken_with(self) -> Mapping[str, str | int | float | bool]:
+        path = self._config.path / CAMERA_FILE
+        try:
+            return read_camera_file(path).settings if os.path.lexists(path) else {}
+        except CameraSettingsError as exc:
+            raise CameraError(f"camera {self._name}: {exc}") from exc
 
     def _read(self, position: int) -> NDArray[np.uint8]:
         """Raises PictureError."""

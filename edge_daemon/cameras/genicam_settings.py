@@ -26,9 +26,20 @@ BINNING = ("BinningHorizontal", "BinningVertical", "DecimationHorizontal", "Deci
 PTP_ENABLE = ("PtpEnable", "GevIEEE1588")
 PTP_STATUS = ("PtpStatus", "GevIEEE1588Status")
 
+# Whatever of these the camera has shapes its pictures, configured or not. Gains and black levels are those of the
+# selector that is set, which is all of them after `user_set` was loaded.
 _SHOWN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("exposure_us", EXPOSURE), ("gain_db", GAIN_DB), ("gain_raw", GAIN_RAW),
+    ("exposure_auto", ("ExposureAuto",)), ("gain_auto", ("GainAuto",)), ("balance_auto", ("BalanceWhiteAuto",)),
+    ("black_level", ("BlackLevel", "BlackLevelAbs")), ("black_level_raw", ("BlackLevelRaw",)),
+    ("gamma_enable", ("GammaEnable", "GammaEnabled")), ("gamma", ("Gamma",)), ("lut_enable", ("LUTEnable",)),
+    ("binning_x", ("BinningHorizontal",)), ("binning_x_mode", ("BinningHorizontalMode",)),
+    ("binning_y", ("BinningVertical",)), ("binning_y_mode", ("BinningVerticalMode",)),
+    ("decimation_x", ("DecimationHorizontal",)), ("decimation_y", ("DecimationVertical",)),
+    ("flip_x", ("ReverseX",)), ("flip_y", ("ReverseY",)), ("digital_shift", ("DigitalShift",)),
+    ("test_pattern", ("TestPattern", "TestImageSelector")),
 )  # fmt: skip
+_BALANCE, _BALANCE_OF = ("BalanceRatio", "BalanceRatioAbs"), "BalanceRatioSelector"
 _SHOWN_OF_LINE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("line", ("TriggerSource",)), ("activation", ("TriggerActivation",)), ("delay_us", TRIGGER_DELAY),
     ("debounce_us", DEBOUNCE),
@@ -268,6 +279,19 @@ class Setup:
         for key, names in _SHOWN + (_SHOWN_OF_LINE if self.config.trigger == "hardware" else ()):
             if node := first(self.nodes, names):
                 found[key] = self._read(key, node)
+        return found | self._balance()
+
+    def _balance(self) -> dict[str, Value]:
+        """White balance, colour by colour, with the selector left as it was."""
+        node = first(self.nodes, _BALANCE)
+        if node is None or not self.nodes.has(_BALANCE_OF):
+            return {}
+        before = self._read("white balance", _BALANCE_OF)
+        found: dict[str, Value] = {}
+        for colour in self._entries("white balance", _BALANCE_OF):
+            self._write("white balance", _BALANCE_OF, colour)
+            found[f"balance_{colour.lower()}"] = self._read("white balance", node)
+        self._write("white balance", _BALANCE_OF, before)
         return found
 
     def _wrong(self, key: str, value: Value, why: str) -> CameraError:

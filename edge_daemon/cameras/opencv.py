@@ -210,7 +210,7 @@ class LiveCamera:
         if problem:
             capture.release()
             raise CameraError(f"camera {self._name}: {where} {problem}")
-        self._settings = _read_back(capture)
+        self._settings = read_back(capture, self._config)
         reader = _LiveReader(self._name, self._config, capture, self._clock_ns, self._frames)
         reader.start()
         try:
@@ -477,15 +477,41 @@ def _problem_after_opening(capture: Capture, config: LiveConfig) -> str:
     return ""
 
 
-def _read_back(capture: Capture) -> Mapping[str, str | int | float | bool]:
-    """What the driver says of the picture now."""
+def read_back(capture: Capture, config: LiveConfig) -> Mapping[str, str | int | float | bool]:
+    """What the driver says of the picture now. A stream says nothing of exposure, gain and colours; a video device
+    what its controls are, where they are not left to an automatic, whose values are none of ours."""
     letters = int(capture.get(cv2.CAP_PROP_FOURCC))
-    return {
+    found: dict[str, str | int | float | bool] = {
         "width": int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
         "height": int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
         "fps": round(capture.get(cv2.CAP_PROP_FPS), 3),
         "fourcc": "".join(chr(letters >> shift & 0xFF) for shift in (0, 8, 16, 24)) if letters > 0 else "",
+        "mono": config.mono,
     }
+    if isinstance(config, UsbConfig):
+        controls = {name: capture.get(control) for name, control in _CONTROLS.items()}
+        for automatic, values_when_off, governed in _AUTOMATICS:
+            if controls[automatic] not in (*values_when_off, _NO_CONTROL):
+                controls.pop(governed)
+        found |= {name: value for name, value in controls.items() if value != _NO_CONTROL}
+    return found
+
+
+# Of a video device (V4L2), in its driver's own units.
+_CONTROLS = {
+    "exposure_auto": cv2.CAP_PROP_AUTO_EXPOSURE, "exposure": cv2.CAP_PROP_EXPOSURE, "gain": cv2.CAP_PROP_GAIN,
+    "balance_auto": cv2.CAP_PROP_AUTO_WB, "balance_kelvin": cv2.CAP_PROP_WB_TEMPERATURE,
+    "focus_auto": cv2.CAP_PROP_AUTOFOCUS, "focus": cv2.CAP_PROP_FOCUS, "zoom": cv2.CAP_PROP_ZOOM,
+    "brightness": cv2.CAP_PROP_BRIGHTNESS, "contrast": cv2.CAP_PROP_CONTRAST, "gamma": cv2.CAP_PROP_GAMMA,
+    "saturation": cv2.CAP_PROP_SATURATION, "hue": cv2.CAP_PROP_HUE, "sharpness": cv2.CAP_PROP_SHARPNESS,
+    "backlight": cv2.CAP_PROP_BACKLIGHT,
+}  # fmt: skip
+_NO_CONTROL = -1.0  # what OpenCV says of one that the device does not have
+# V4L2 calls a manual exposure 1 (and 2, where only the iris is automatic).
+_AUTOMATICS = (
+    ("exposure_auto", (1.0, 2.0), "exposure"), ("balance_auto", (0.0,), "balance_kelvin"),
+    ("focus_auto", (0.0,), "focus"),
+)  # fmt: skip
 
 
 def as_pixels(name: str, picture: Any, mono: bool) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from edge_daemon.artefact.camera import CAMERA_FILE, CameraFile, write_camera_file
 from edge_daemon.cameras.base import Camera, EndOfFrames, FrameLost
 from edge_daemon.cameras.config import (
     CameraConfig,
@@ -317,6 +318,22 @@ def test_waiting_in_vain_takes_the_timeout_and_no_longer(bench: Bench) -> None:
 
 
 # --- simulated -----------------------------------------------------------------------------------
+
+
+def test_a_folder_has_the_settings_that_its_pictures_were_taken_with(folder: Path) -> None:
+    said = CameraFile(camera="top", kind="gige", taken_utc="", software="", settings={"exposure_us": 5000.0})
+    camera = FolderCamera("parts", FolderConfig(kind="folder", path=folder), FakeTime().now_ns)
+    camera.open()
+    assert camera.settings() == {}
+    camera.close()
+    write_camera_file(folder, said)
+    camera.open()
+    assert camera.settings() == {"exposure_us": 5000.0}
+    camera.close()
+    (folder / CAMERA_FILE).write_text("{")
+    with pytest.raises(CameraError, match=r"parts: .*camera\.json"):
+        camera.open()
+    assert camera.settings() == {}
 
 
 def simulated(fake: FakeTime, **keys: Any) -> SimulatedCamera:

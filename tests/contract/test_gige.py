@@ -272,6 +272,7 @@ def test_settings_are_written_read_back_and_reset_on_open(fake: FakeCamera, make
     first.open()
     assert first.settings() == {
         "pixel_format": "Mono8", "region": "320x240+16+8", "trigger": "software", "exposure_us": 1234.0, "gain_raw": 3,
+        "gain_auto": "Off", "binning_x": 1, "binning_y": 1,
     }  # fmt: skip
     assert shown(first).pixels.shape == (240, 320)
     first.close()

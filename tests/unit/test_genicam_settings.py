@@ -23,7 +23,7 @@ ENTRIES = {
     "AcquisitionMode": ["Continuous", "SingleFrame"], "PixelFormat": ["Mono8", "YUV422Packed", "Confidence8"],
     "TriggerSelector": ["AcquisitionStart", "FrameStart"], "TriggerMode": ["On", "Off"],
     "TriggerSource": ["Line0", "Line1", "Software"], "TriggerActivation": ["RisingEdge", "FallingEdge"],
-    "LineSelector": ["Line0", "Line1"],
+    "LineSelector": ["Line0", "Line1"], "BalanceRatioSelector": ["Red", "Green"],
 }  # fmt: skip
 
 
@@ -128,6 +128,23 @@ def test_a_value_within_the_cameras_own_step_is_fine_and_told_as_it_is() -> None
     made = setup(ScriptedNodes(ExposureTime=796.0), exposure_us=800.0)
     made.apply()
     assert made.verified()["exposure_us"] == 796.0
+
+
+def test_whatever_shapes_the_picture_is_told_configured_or_not() -> None:
+    nodes = ScriptedNodes()
+    nodes.values |= {
+        "BlackLevel": 2.5, "Gamma": 0.9, "GammaEnable": True, "ReverseX": True, "BinningHorizontalMode": "Sum",
+        "BalanceRatioSelector": "Green", "BalanceRatio": 1.0, "DeviceSerialNumber": "1", "GevSCPSPacketSize": 1500,
+    }  # fmt: skip
+    made = setup(nodes)
+    made.apply()
+    found = made.verified()
+    assert found == {
+        "pixel_format": "Mono8", "region": "1280x1024+0+0", "trigger": "software", "exposure_us": 5000.0,
+        "gain_db": 6.0, "exposure_auto": "Off", "gain_auto": "Off", "black_level": 2.5, "gamma_enable": True,
+        "gamma": 0.9, "binning_x": 1, "binning_x_mode": "Sum", "flip_x": True, "balance_red": 1.0, "balance_green": 1.0,
+    }  # fmt: skip
+    assert nodes.values["BalanceRatioSelector"] == "Green", "the selector stays where it was"
 
 
 def test_a_region_that_only_fits_at_the_old_place_is_not_refused_for_it() -> None:
