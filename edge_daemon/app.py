@@ -444,6 +444,7 @@ class Daemon:
             self._wake.clear()
             self._watch_journal()
             self._watch_door()
+            self._watch_golden()
             told = [station.standing for station in self._stations.values()]
             self._publish_status()
             self._feed_watchdog()
@@ -499,6 +500,11 @@ class Daemon:
                 station.alarm("doorkeeper", failing)
             else:
                 station.all_clear("doorkeeper")
+
+    def _watch_golden(self) -> None:
+        for name, station in self._stations.items():
+            if overdue := station.golden_overdue(self._clock.monotonic_ns()):
+                self._emit("alarm", name, "golden_overdue", overdue, "warning")
 
     def _drain(self) -> None:
         """Take nothing new; every inspection under way ends by itself or by its deadline."""
@@ -570,7 +576,7 @@ class Daemon:
         self._control.aside(lambda: self._audit.reloaded(changes))
 
     def _golden_told(self, station: str, name: str, message: str) -> None:
-        self._emit("alarm", station, name, message, "error" if name == "golden_failed" else "info")
+        self._emit("alarm", station, name, message, "error" if name.endswith("_failed") else "info")
 
     def _make_pictures(self, inspection: OpenInspection, record: Inspection) -> None:
         """Only for somebody: scaling and encoding take the cores that the next part needs."""

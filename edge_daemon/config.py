@@ -335,6 +335,10 @@ class StationConfig(Section):
     """How often an idle station inspects a golden sample, in seconds, to prove that it could judge; it
     yields to any trigger. 0 for never; but a station that only a golden sample brings back to Ready has one
     inspected every second at least."""
+    golden_check_s: Annotated[Number, Field(ge=1, le=3_600)] = 60.0
+    """How long a station may judge parts without a golden sample, in seconds: after that, one is inspected between two
+    parts, right after a verdict, if no part is late by it. Where there is no such moment, an alarm says so after five
+    times as long; the station goes on."""
     require_signed_recipes: bool = False
     """Judge only by recipes that one of `security.trusted_signers` has signed. Any other is refused when it is
     activated and at every start, the one that was active before included; the station is then not ready."""

@@ -110,6 +110,8 @@ def _stations(stations: Mapping[str, Any]) -> Families:
     labels = ["station", "view", "recipe", "recipe_set", "engine"]
     recipe = GaugeMetricFamily("edge_recipe_info", "1 for the recipe of each view", labels=labels)
     provider = GaugeMetricFamily("edge_provider_info", "1 for what really computes", labels=["station", "provider"])
+    text = "Since a golden sample last came out right"
+    golden = GaugeMetricFamily("edge_golden_age_seconds", text, labels=["station", "view"])
     last = GaugeMetricFamily("edge_last_seq", "Number of the last result of this boot", labels=["station"])
     text = "Judgements that came when the outcome was settled already"
     second = CounterMetricFamily("edge_second_outcomes", text, labels=["station"])
@@ -126,9 +128,11 @@ def _stations(stations: Mapping[str, Any]) -> Families:
             recipe.add_metric([name, view, told, station["recipe_set"], engine], 1)
         for computes in details.get("providers", ()):
             provider.add_metric([name, computes], 1)
+        for view, age_s in details.get("golden_age_s", {}).items():
+            golden.add_metric([name, view], age_s)
         last.add_metric([name], station["last_seq"])
         second.add_metric([name], details["second_outcomes"])
-    yield from (ready, state, alarm, mode, recipe, provider, last, second)
+    yield from (ready, state, alarm, mode, recipe, provider, golden, last, second)
 
 
 def _cameras(stations: Mapping[str, Any]) -> Families:

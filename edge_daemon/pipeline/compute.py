@@ -57,22 +57,24 @@ class _Extracted:
 
 @dataclass(frozen=True, slots=True)
 class _GoldenExtracted:
-    """The same of a golden sample of an idle station; error: what the model said instead."""
+    """The same of a golden sample; error: what the model said instead."""
 
     station: Station
     sample: GoldenSample
     begun_ns: int
+    in_tiles: bool
     features: Features | None
     error: str | None = None
 
 
 class Compute:
-    """Judges frames in batches that a deadline closes, and golden samples when there is nothing to do.
+    """Judges frames in batches that a deadline closes, and golden samples when there is nothing to do, or between two
+    parts where there always is.
 
     max_batch: most frames in one model run; batch_wait_ns: how long the first frame of a batch waits for
     more; fatal: told of an exception that is no EdgeError, after which every frame fails; cores: how model
     and search share them; on_event: told of (station, name,
-    message) when a golden sample comes out wrong, and when it comes out right again.
+    message) when a golden sample comes out wrong or the engine fails, and when a sample comes out right again.
     The queues are unbounded here: the stations bound them, by the triggers they let in.
     """
 
@@ -95,7 +97,7 @@ class Compute:
         self._on_event = on_event
         # Or about to be; hints, without a lock.
         self._model_busy = self._search_busy = False
-        self._to_model: queue.SimpleQueue[_Prepared | None] = queue.SimpleQueue()
+        self._to_model: queue.SimpleQueue[_Prepared | _Nothing | None] = queue.SimpleQueue()
         self._to_search: queue.SimpleQueue[_Extracted | _GoldenExtracted | _Turn | None] = queue.SimpleQueue()
         self._postponed: deque[_Prepared] = deque()
         self._threads = (
@@ -137,8 +139,8 @@ class Compute:
             work.station.view_done(work.inspection, work.view, ViewOutcome(verdict, work.frame))
         except PictureError:
             self._fail([work], Reason.FRAME_SIZE)
-        except EdgeError:
-            self._fail([work], Reason.ENGINE)
+        except EdgeError as error:
+            self._engine_failed([work], error)
         except Exception as error:
             self._defect([work], error)
         else:
@@ -176,6 +178,14 @@ class Compute:
         for work in works:
             if work.view not in work.inspection.outcomes:
                 work.station.view_done(work.inspection, work.view, ViewOutcome.failed(reason, work.frame))
+
+    def _engine_failed(self, works: Sequence[Work], error: EdgeError) -> None:
+        """Trigger Ready drops before these parts have their outcome."""
+        for work in works:
+            if work.station.engine_failed(work.inspection, work.view, str(error)):
+                message = f"view {work.view}: {error}; no part is judged until a golden sample comes out right"
+                self._on_event(work.station.name, "engine_failed", message)
+        self._fail(works, Reason.ENGINE)
 
     def _defect(self, works: Sequence[Work], error: Exception) -> None:
         """A defect of the program: fail these parts, judge nothing more, stop loudly."""
@@ -222,8 +232,8 @@ class Compute:
                 prepared = self._to_model.get(timeout=max(0.0, (closes_ns - time.monotonic_ns()) / 1e9))
             except queue.Empty:
                 break
-            if prepared is None:
-                self._to_model.put(None)
+            if not isinstance(prepared, _Prepared):
+                self._to_model.put(prepared)
                 break
             if _recipe(prepared.work).detector.extractor.key == key:
                 batch.append(prepared)
@@ -263,8 +273,8 @@ class Compute:
             inputs = [prepared.frame.inputs for prepared in batch]
             together = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
             features = _recipe(works[0]).detector.extractor.extract(together)
-        except EdgeError:
-            self._fail(works, Reason.ENGINE)
+        except EdgeError as error:
+            self._engine_failed(works, error)
             return False
         except Exception as error:
             self._defect(works, error)
@@ -279,26 +289,43 @@ class Compute:
         return True
 
     def _extract_golden(self) -> None:
-        """One golden sample of each station that has waited long enough, as long as all of them are idle."""
+        """One golden sample of each idle station that has waited long enough, as long as no frame waits; of a station
+        that is never idle, one between two parts."""
         for station in self._stations:
             now = self._clock.monotonic_ns()
             # Asked in this order: what the search still has of a station, it must have told before the next turn.
-            if not self._to_model.empty() or station.name in self._golden_under_way:
+            if station.name in self._golden_under_way:
                 continue
-            sample = station.golden_due(now)
-            if sample is None:
-                continue
-            detector = sample.ready.detector
-            features, failure = None, None
-            try:
-                features = detector.extractor.extract(detector.prepare(sample.golden.pixels).inputs)[0]
-            except EdgeError as error:
-                failure = str(error)
-            except Exception as error:
-                self._defect([], error)
+            sample = station.golden_due(now) if self._to_model.empty() else None
+            sample = sample or self._golden_between_parts(station, now)
+            if sample is not None and not self._extract_sample(station, sample, now):
                 return
-            self._golden_under_way.add(station.name)
-            self._to_search.put(_GoldenExtracted(station, sample, now, features, failure))
+
+    def _golden_between_parts(self, station: Station, now_ns: int) -> GoldenSample | None:
+        """Of one station at a time: the engine is everybody's, and nobody's part may be late by it."""
+        found = station.golden_between_parts(now_ns) if not self._golden_under_way else None
+        if found is None or not all(other.can_wait(now_ns, found[1]) for other in self._stations):
+            return None
+        return found[0]
+
+    def _extract_sample(self, station: Station, sample: GoldenSample, now_ns: int) -> bool:
+        """Send one golden sample on to the search. False when nothing more is to be done in this turn."""
+        detector = sample.ready.detector
+        features, failure, in_tiles = None, None, False
+        try:
+            inputs = detector.prepare(sample.golden.pixels).inputs
+            in_tiles = len(inputs) > 1
+            if in_tiles and not self._tiled_frame.acquire(blocking=False):
+                return False  # a frame as large is still with the search
+            features = detector.extractor.extract(inputs)[0]
+        except EdgeError as error:
+            failure = str(error)
+        except Exception as error:
+            self._defect([], error)
+            return False
+        self._golden_under_way.add(station.name)
+        self._to_search.put(_GoldenExtracted(station, sample, now_ns, in_tiles, features, failure))
+        return True
 
     def _show_that_it_turns(self) -> None:
         """With no frame to judge, and no golden sample to be asked for (triggers wait for their cameras, stations are
@@ -317,16 +344,25 @@ class Compute:
                 self._turn_under_way = False
                 self._passes += 1
                 continue
-            if isinstance(extracted, _GoldenExtracted):
-                self._judge_golden(extracted)
-                continue
             try:
-                self._judge(extracted)
+                if isinstance(extracted, _GoldenExtracted):
+                    self._judge_golden(extracted)
+                else:
+                    self._judge(extracted)
             finally:
                 self._search_busy = not self._to_search.empty()
                 if extracted.in_tiles:
                     self._tiled_frame.release()
+            if isinstance(extracted, _Extracted):
+                self._offer_golden()
             del extracted  # not while waiting for the next: it may be large
+
+    def _offer_golden(self) -> None:
+        """The moment right after a verdict is the longest before the next part: behind the frames that wait already,
+        the model's thread may take a golden sample, also of a station that is idle while another never is."""
+        now = self._clock.monotonic_ns()
+        if any(station.golden_between_parts(now) for station in self._stations):
+            self._to_model.put(_NOTHING)
 
     def _judge(self, extracted: _Extracted) -> None:
         work = extracted.work
@@ -338,8 +374,8 @@ class Compute:
             return
         try:
             self._judge_open(extracted)
-        except EdgeError:
-            self._fail([work], Reason.ENGINE)
+        except EdgeError as error:
+            self._engine_failed([work], error)
         except Exception as error:
             self._defect([work], error)
 

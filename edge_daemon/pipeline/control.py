@@ -242,15 +242,40 @@ class ControlDesk:
 
     def _do_activate(self, station: Station, references: Mapping[str, str]) -> dict[str, Any]:
         digests = {view: self._recipes.resolve(reference, None) for view, reference in references.items()}
+        self._refuse_what_fails(station, digests)
+        # What was loaded and never run is not known to judge rightly now: it is loaded, and verified, anew.
+        self._forget_unused()
         live = self._recipes.activate(station.name, digests)
         station.activate(live)
-        used = [s.recipes for s in self._stations.values()]
-        self._recipes.keep_only({r.recipe.digest for s in used if s is not None for r in s.views.values()})
+        # A golden sample that came out wrong while the set was loaded: nobody has told this station.
+        for other in self._stations.values():
+            for sample, error in other.golden_failures() if other is not station else ():
+                station.golden_failed_elsewhere(sample, error)
+        self._forget_unused()
         names = ", ".join(
             f"{r.recipe.manifest.name}@{r.recipe.digest[:12]} ({r.recipe.signed})" for r in live.views.values()
         )
         self._emit("recipe", station.name, "recipe_activated", f"station {station.name} runs {names}")
         return {"station": station.name, "recipe_set": live.digest}
+
+    def _refuse_what_fails(self, station: Station, digests: Mapping[str, str]) -> None:
+        """A recipe of which a golden sample came out wrong judges nowhere that it does not judge already: it is loaded
+        here, and would not be verified again. Raises EdgeError."""
+        live = station.recipes
+        before = {view: ready.recipe.digest for view, ready in live.views.items()} if live is not None else {}
+        taken_up = {digest for view, digest in digests.items() if before.get(view) != digest}
+        for other in self._stations.values():
+            for sample, error in other.golden_failures():
+                if sample.ready.recipe.digest in taken_up:
+                    raise EdgeError(
+                        f"golden sample {sample.name} comes out wrong at station {other.name} ({error}): its recipe is "
+                        "activated nowhere else until that very sample comes out right there, or that station has "
+                        "another recipe; then it is verified anew"
+                    )
+
+    def _forget_unused(self) -> None:
+        used = [s.recipes for s in self._stations.values()]
+        self._recipes.keep_only({r.recipe.digest for s in used if s is not None for r in s.views.values()})
 
     # -- jobs ----------------------------------------------------------------------------------------
 

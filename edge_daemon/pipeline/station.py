@@ -30,7 +30,7 @@ from edge_daemon.core.states import State, StationEvent, step
 from edge_daemon.detectors.loading import ReadyRecipe
 from edge_daemon.edges.journal import Intent
 from edge_daemon.errors import JournalError
-from edge_daemon.pipeline.golden import GoldenSample, GoldenTurns
+from edge_daemon.pipeline.golden import GoldenSample, GoldenTurns, same_recipe
 from edge_daemon.pipeline.inspection import LiveRecipeSet, OpenInspection, ViewOutcome
 from edge_daemon.pipeline.messages import Identity, inspection_message
 from edge_daemon.pipeline.pulses import advice, binding_window, reason_of
@@ -46,9 +46,17 @@ _QUANTILES_EVERY_NS = 1_000_000_000
 FRAME_RESERVE_NS = 50_000_000
 # A station that only a golden sample can bring back to Ready has one inspected at least this often.
 _RECOVERY_NS = 1_000_000_000
+# Parts whose times say how long the next one may take.
+_RECENT_PARTS = 256
+# A station that judges parts for so many times `golden_check_s` without a golden sample says so.
+_OVERDUE = 5
 _NO_LIMITS = (
     "its recipe does not say what a picture must be like: dark, blurred or moved ones are judged like any other; learn "
     "limits from good pictures with `edge-export health`"
+)
+_UNPROVEN = (
+    "no part is judged until a golden sample of this view comes out right, and one is tried at once: if that does not "
+    "help, look at the provider and its driver (`edge-daemon doctor`), restart the daemon, or activate another recipe"
 )
 _DISTRUSTED = (
     "no part is judged until this sample comes out right, and it is tried again and again: look at the provider and "
@@ -119,6 +127,8 @@ class Station:
         self._health: dict[str, Mapping[str, float]] = {}
         self._recipes: LiveRecipeSet | None = None
         self._golden = GoldenTurns()
+        self._halted_ns = 0  # when it was last seen to be halted
+        self._engine_failed_ns: dict[str, int] = {}  # view -> when the engine last failed a part, until it is proven
         self._open: dict[str, OpenInspection] = {}
         self._concluding: dict[str, int] = {}
         self._counts = dict.fromkeys(Bucket, 0)
@@ -127,6 +137,7 @@ class Station:
         self._last_seq = 0
         self._late_in_a_row = 0
         self._second_outcomes = 0
+        self._recent_ns: deque[int] = deque(maxlen=_RECENT_PARTS)
         self._latencies_ms: deque[float] = deque(maxlen=_LATENCIES_KEPT)
         self._latency = Histogram(SECONDS)
         self._quantiles: dict[str, float] = {}
@@ -348,6 +359,8 @@ class Station:
             del self._open[inspection.result_id]
             self._concluding[inspection.result_id] = inspection.accepted_ns
             self._count_late(verdict)
+            if verdict.state is ResultState.COMPLETED:
+                self._recent_ns.append(self._clock.monotonic_ns() - inspection.accepted_ns)
             if not self._open and self._state in (State.SINGLE_EXECUTION, State.CONTINUOUS_EXECUTION):
                 self._state = step(self._state, StationEvent.IDLE)
             self._room.notify_all()
@@ -529,14 +542,25 @@ class Station:
         """Judge every trigger accepted from now on by this set. Inspections under way keep theirs."""
         with self._lock:
             before, self._recipes = self._recipes, recipes
-            for sample in self._golden.replaced(before.views if before else {}, recipes):
-                self._alarms.pop(_golden_key(sample), None)
+            self._change_golden(before.views if before else {}, recipes)
             self._clear_alarm("recipes")
             self._warn_of_missing_limits(recipes)
             if self._state is State.PREOPERATIONAL:
                 self._state = step(self._state, StationEvent.RECIPES_VERIFIED)
             self._settle()
         self._changed()
+
+    def _change_golden(self, before: Mapping[str, ReadyRecipe], recipes: LiveRecipeSet) -> None:
+        """What is known against a recipe goes with it, to another view of this station too."""
+        gone = self._golden.replaced(before, recipes, self._clock.monotonic_ns())
+        for view, ready in before.items():
+            if not same_recipe(ready, recipes.views.get(view)):
+                self._engine_proven(view)
+                self._warnings.pop(_overdue_key(view), None)
+        for sample, _ in gone:
+            self._alarms.pop(_golden_key(sample), None)
+        for sample, error in gone:
+            self._golden_failed_in(recipes.views, sample, error)
 
     def _warn_of_missing_limits(self, recipes: LiveRecipeSet) -> None:
         for view, ready in recipes.views.items():
@@ -706,7 +730,7 @@ class Station:
             alarms = (*self._alarms, *self._warnings)
             return refusal is None or busy_only, alarms, self._recipes.digest if self._recipes else ""
 
-    # -- golden samples when idle --------------------------------------------------------------------
+    # -- golden samples ------------------------------------------------------------------------------
 
     def golden_due(self, now_ns: int) -> GoldenSample | None:
         """The golden sample that should be inspected now; None while a trigger is open or all views are fresh."""
@@ -721,11 +745,55 @@ class Station:
 
     def _golden_period_ns(self) -> int:
         """How long a view may go uninspected, 0 for ever. Where nothing but a golden sample leads out of Error, it is
-        asked for also by a station that is configured to do without."""
+        asked for also by a station that is configured to do without; at once after the engine has failed a part."""
         configured_ns = int(self.config.idle_check_s * 1e9)
+        if self._engine_failed_ns and not self._golden.failing:
+            return 1
         if self._golden.failing or "late" in self._alarms:
             return min(configured_ns or _RECOVERY_NS, _RECOVERY_NS)
         return configured_ns
+
+    def golden_between_parts(self, now_ns: int) -> tuple[GoldenSample, int] | None:
+        """The golden sample that should be inspected although parts come, here or at another station, and for how long
+        it keeps them waiting (ns). None while every view has had one within `golden_check_s`, or where the next part
+        of this station would be late by it."""
+        with self._lock:
+            if self._recipes is None or self._state is State.HALTED:
+                return None
+            part_ns = max(self._recent_ns, default=0)
+            if (idle := self.golden_due(now_ns)) is not None:
+                return idle, self._golden.takes_ns(idle.view) or part_ns
+            view, asked_ns = self._golden.longest_unasked()
+            takes_ns = self._golden.takes_ns(view) or part_ns
+            is_time = now_ns - asked_ns >= self.config.golden_check_s * 1e9
+            if not is_time or takes_ns + part_ns > self.config.deadline_ms * 1e6:
+                return None
+            return self._golden.turn(view, self._recipes.views[view]), takes_ns
+
+    def can_wait(self, now_ns: int, wait_ns: int) -> bool:
+        """Whether nothing that is open here would be late if nobody worked on it for so long, and one more trigger
+        would be taken meanwhile."""
+        with self._lock:
+            if self._open and self.config.trigger != "free_run" and len(self._open) > self.config.queue:
+                return False
+            ends_ns = now_ns + wait_ns + max(self._recent_ns, default=0)
+            return all(ends_ns <= inspection.deadline_ns for inspection in self._open.values())
+
+    def golden_overdue(self, now_ns: int) -> str:
+        """Look whether golden samples come out right often enough; a new alarm that says they do not, else empty."""
+        with self._lock:
+            if self._recipes is None or self._state is State.HALTED:
+                self._halted_ns = now_ns
+                return ""
+            told, limit_s = "", _OVERDUE * self.config.golden_check_s
+            for view, good_ns in self._golden.good_ns().items():
+                key = _overdue_key(view)
+                overdue = now_ns - max(good_ns, self._halted_ns) > limit_s * 1e9
+                if overdue and not self._golden.failing and key not in self._warnings:
+                    told = self._warnings[key] = _overdue(view, limit_s)
+        if told:
+            self._changed()
+        return told
 
     def golden_done(self, sample: GoldenSample, took_ns: int, error: str | None) -> bool:
         """A golden sample was inspected in `took_ns`, rightly or not; whether that is news. A pass in time ends the
@@ -733,9 +801,10 @@ class Station:
         with self._lock:
             if error is not None:
                 self._distrust_parts(sample.ready)
-            if self._recipes is None or not _same(self._recipes.views.get(sample.view), sample.ready):
+            if self._recipes is None or not same_recipe(self._recipes.views.get(sample.view), sample.ready):
                 return False
             self._inspected(sample.view)
+            self._golden.timed(sample, self._clock.monotonic_ns(), took_ns, right=error is None)
             news = self._golden_failed(sample, error) if error is not None else self._golden_passed(sample, took_ns)
         self._changed()
         return news
@@ -744,19 +813,53 @@ class Station:
         """Another station's golden sample came out wrong; where a recipe is shared, so is the engine that judges."""
         with self._lock:
             self._distrust_parts(sample.ready)
-            own = self._recipes.views if self._recipes is not None else {}
-            views = [view for view, ready in own.items() if _same(ready, sample.ready)]
-            for view in views:
-                self._golden_failed(GoldenSample(view, own[view], sample.golden), error)
-        if views:
+            affected = self._golden_failed_in(self._recipes.views if self._recipes is not None else {}, sample, error)
+        if affected:
             self._changed()
+
+    def golden_failures(self) -> list[tuple[GoldenSample, str]]:
+        """What stands against the recipes of this station: samples that came out wrong, and what was wrong."""
+        with self._lock:
+            return self._golden.failures()
+
+    def engine_failed(self, inspection: OpenInspection, view: str, error: str) -> bool:
+        """The engine could not judge a part's frame; whether that is news. Nobody knows what it does with the next
+        one: only a golden sample of the view that comes out right ends the alarm, and one is asked for at once."""
+        with self._lock:
+            used = inspection.recipe_set.views.get(view) if inspection.recipe_set else None
+            if self._recipes is None or not same_recipe(self._recipes.views.get(view), used):
+                return False
+            news = view not in self._engine_failed_ns
+            self._engine_failed_ns[view] = self._clock.monotonic_ns()
+            self._raise_alarm(f"engine {view}", f"{error}; {_UNPROVEN}")
+        self._changed()
+        return news
+
+    def _engine_proven(self, view: str) -> None:
+        self._engine_failed_ns.pop(view, None)
+        self._alarms.pop(f"engine {view}", None)
+
+    def _golden_failed_in(self, views: Mapping[str, ReadyRecipe], sample: GoldenSample, error: str) -> bool:
+        """A sample of some view failed; whether any of these judges by its recipe."""
+        affected = [
+            GoldenSample(view, own, sample.golden) for view, own in views.items() if same_recipe(own, sample.ready)
+        ]
+        for own_sample in affected:
+            self._golden_failed(own_sample, error)
+        return bool(affected)
 
     def _golden_failed(self, sample: GoldenSample, error: str) -> bool:
         self._raise_alarm(_golden_key(sample), f"{error}; {_DISTRUSTED}")
-        return self._golden.failed(sample)
+        return self._golden.failed(sample, error)
 
     def _golden_passed(self, sample: GoldenSample, took_ns: int) -> bool:
-        news = self._golden.passed(sample)
+        failed_ns = self._engine_failed_ns.get(sample.view)
+        # One that was under way already when the engine failed says nothing about what came after.
+        proves = failed_ns is not None and self._clock.monotonic_ns() - took_ns >= failed_ns
+        news = self._golden.passed(sample) or proves
+        self._warnings.pop(_overdue_key(sample.view), None)
+        if proves:
+            self._engine_proven(sample.view)
         if news:
             self._clear_alarm(_golden_key(sample))
         if took_ns < self.config.deadline_ms * 1e6 and "late" in self._alarms:
@@ -768,7 +871,7 @@ class Station:
         """Whatever is under way by this recipe gets no verdict; nothing new is accepted while the alarm stands."""
         for inspection in self._open.values():
             bound = inspection.recipe_set.views.values() if inspection.recipe_set else ()
-            inspection.distrusted |= any(_same(own, ready) for own in bound)
+            inspection.distrusted |= any(same_recipe(own, ready) for own in bound)
 
     # -- status --------------------------------------------------------------------------------------
 
@@ -798,6 +901,8 @@ class Station:
             if self._recipes is not None:
                 details["providers"] = sorted({ready.provider for ready in self._recipes.views.values()})
                 details["health"] = dict(self._health)
+                now_ns = self._clock.monotonic_ns()
+                details["golden_age_s"] = {v: round((now_ns - ns) / 1e9, 3) for v, ns in self._golden.good_ns().items()}
                 details["recipes"] = {
                     c: f"{r.recipe.manifest.name}@{r.recipe.manifest.version}" for c, r in self._recipes.views.items()
                 }
@@ -855,8 +960,16 @@ def _golden_key(sample: GoldenSample) -> str:
     return f"golden {sample.name}"
 
 
-def _same(one: ReadyRecipe | None, other: ReadyRecipe) -> bool:
-    return one is not None and one.recipe.digest == other.recipe.digest
+def _overdue_key(view: str) -> str:
+    return f"golden overdue {view}"
+
+
+def _overdue(view: str, limit_s: float) -> str:
+    return (
+        f"no golden sample of view {view} has been inspected for {limit_s:g} s: parts come so close that one would "
+        "make them late, and nothing shows that this PC still judges as the export did; raise deadline_ms, or leave "
+        "the station a second without parts now and then"
+    )
 
 
 def _unattached(_work: Work) -> None:

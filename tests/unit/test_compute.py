@@ -1,7 +1,7 @@
 """The compute thread: what shares a model run, and what a failure does to the parts concerned and to no others."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -67,6 +67,7 @@ class FakeStation:
 
     def __init__(self) -> None:
         self.outcomes: dict[int, ViewOutcome] = {}
+        self.engine_failures: list[tuple[str, str, int]] = []
         self.done = threading.Condition()
 
     def view_done(self, inspection: Any, camera: str, outcome: ViewOutcome) -> None:
@@ -80,6 +81,16 @@ class FakeStation:
     def golden_due(self, _now_ns: int) -> None:
         return None
 
+    def golden_between_parts(self, _now_ns: int) -> None:
+        return None
+
+    def can_wait(self, _now_ns: int, _wait_ns: int) -> bool:
+        return True
+
+    def engine_failed(self, _inspection: Any, view: str, error: str) -> bool:
+        self.engine_failures.append((view, error, len(self.outcomes)))
+        return len(self.engine_failures) == 1
+
     def wait_for(self, count: int) -> list[ViewOutcome]:
         with self.done:
             assert self.done.wait_for(lambda: len(self.outcomes) >= count, timeout=10)
@@ -90,8 +101,14 @@ class Bench:
     def __init__(self, max_batch: int, wait_ms: float = 1000) -> None:
         self.station = FakeStation()
         self.fatal: list[BaseException] = []
+        self.events: list[str] = []
         self.compute = Compute(
-            [cast(Any, self.station)], SystemClock(), max_batch, int(wait_ms * 1e6), self.fatal.append
+            [cast(Any, self.station)],
+            SystemClock(),
+            max_batch,
+            int(wait_ms * 1e6),
+            self.fatal.append,
+            on_event=lambda name, event, message: self.events.append(f"{name} {event}: {message}"),
         )
         self.ids = iter(range(1, 1000))
 
@@ -377,10 +394,14 @@ class IdleStation(FakeStation):
     def golden_due(self, _now_ns: int) -> GoldenSample | None:  # type: ignore[override]
         return self.turns.turn("top", self.ready) if len(self.errors) < self.wanted else None
 
+    def golden_between_parts(self, now_ns: int) -> tuple[GoldenSample, int] | None:  # type: ignore[override]
+        sample = self.golden_due(now_ns)
+        return None if sample is None else (sample, 7)
+
     def golden_done(self, sample: GoldenSample, took_ns: int, error: str | None) -> bool:
         assert took_ns > 0
         with self.done:
-            news = self.turns.passed(sample) if error is None else self.turns.failed(sample)
+            news = self.turns.passed(sample) if error is None else self.turns.failed(sample, error)
             self.errors.append(error)
             self.files.append(sample.golden.file)
             self.done.notify_all()
@@ -474,6 +495,150 @@ def test_a_golden_sample_that_cannot_be_searched_for_a_defect_of_the_program_sto
     errors, fatal = inspect_golden(detector, wanted=1)
     assert errors == []
     assert [type(e) for e in fatal] == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize("call", ["prepare", "extract", "judge"])
+def test_an_engine_that_fails_on_a_part_is_told_at_once_and_before_the_outcome(call: str) -> None:
+    with bench(max_batch=1) as it:
+        detector = FakeDetector(FakeExtractor())
+
+        def fails(*_: object) -> None:
+            raise EdgeError("the device is gone")
+
+        setattr(detector.extractor if call == "extract" else detector, call, fails)
+        it.compute.start()
+        for brightness in (10, 20):
+            it.submit(detector, brightness)
+        outcomes = it.station.wait_for(2)
+    assert [o.verdict.reason for o in outcomes] == [Reason.ENGINE] * 2
+    assert it.station.engine_failures == [("top", "the device is gone", 0), ("top", "the device is gone", 1)]
+    (event,) = it.events
+    assert event.startswith("st1 engine_failed: view top: the device is gone; no part is judged")
+
+
+class BusyStation(IdleStation):
+    """Never idle: it wants golden samples between two parts."""
+
+    def __init__(self, detector: FakeDetector, wanted: int, name: str = "st1") -> None:
+        super().__init__(detector, wanted, name=name)
+        self.patient = True
+        self.asked_ns: list[int] = []
+
+    def golden_due(self, _now_ns: int) -> None:  # type: ignore[override]
+        return None
+
+    def golden_between_parts(self, now_ns: int) -> tuple[GoldenSample, int] | None:  # type: ignore[override]
+        sample = IdleStation.golden_due(self, now_ns)
+        return None if sample is None else (sample, 7)
+
+    def can_wait(self, _now_ns: int, wait_ns: int) -> bool:
+        self.asked_ns.append(wait_ns)
+        return self.patient
+
+
+class Parts:
+    """Parts of one station, the next as soon as one is judged, so that the engine is never idle for long."""
+
+    def __init__(self, *stations: FakeStation) -> None:
+        self.it = Bench(max_batch=1)
+        self.stations = stations
+        self.it.station = stations[0]
+        self.it.compute = Compute([cast(Any, s) for s in stations], SystemClock(), 1, 0, self.it.fatal.append)
+        self.detector = FakeDetector(FakeExtractor())
+        self.count = 0
+
+    def judge_until(self, enough: Callable[[], bool], most: int = 200) -> None:
+        for _ in range(most):
+            self.it.submit(self.detector, 10)
+            self.count += 1
+            self.it.station.wait_for(self.count)
+            if enough():
+                return
+
+
+@contextmanager
+def parts(*stations: FakeStation) -> Iterator[Parts]:
+    them = Parts(*stations)
+    them.it.compute.start()
+    yield them
+    them.it.compute.close()
+
+
+def test_a_station_that_is_never_idle_has_golden_samples_inspected_between_its_parts() -> None:
+    station = BusyStation(FakeDetector(FakeExtractor()), wanted=3)
+    with parts(station) as them:
+        them.judge_until(lambda: len(station.errors) == 3)
+    assert station.errors == [None] * 3
+    assert set(station.asked_ns) == {7}
+
+
+def test_an_idle_station_has_its_golden_samples_while_another_is_never_idle() -> None:
+    busy, idle = FakeStation(), IdleStation(FakeDetector(FakeExtractor()), 3, name="st2")
+    with parts(busy, idle) as them:
+        them.judge_until(lambda: len(idle.errors) == 3)
+    assert idle.errors == [None] * 3
+
+
+def test_no_golden_sample_is_inspected_between_parts_of_which_any_station_would_be_late() -> None:
+    station, other = (BusyStation(FakeDetector(FakeExtractor()), wanted, f"st{wanted}") for wanted in (1, 0))
+    other.patient = False
+    with parts(station, other) as them:
+        them.judge_until(lambda: len(other.asked_ns) >= 5)
+        assert station.errors == []
+        other.patient = True
+        them.judge_until(lambda: bool(station.errors))
+    assert station.errors == [None]
+
+
+def test_frames_that_wait_already_go_before_a_golden_sample() -> None:
+    station = BusyStation(FakeDetector(FakeExtractor()), wanted=1)
+    order: list[int] = []
+
+    def extract(batch: np.ndarray) -> np.ndarray:
+        order.append(int(batch.max()))
+        return np.full((1, 1, 1, 1), batch.max(), np.float32)
+
+    with parts(station) as them:
+        them.it.compute.close()
+        station.ready.detector.extractor.extract = them.detector.extractor.extract = extract
+        them.it.compute = Compute([cast(Any, station)], SystemClock(), 1, 0, them.it.fatal.append)
+        for brightness in (20, 30, 40):
+            them.it.submit(them.detector, brightness)
+        them.it.compute.start()
+        station.wait_for(3)
+        with station.done:
+            assert station.done.wait_for(lambda: station.errors, timeout=10)
+    assert order == [20, 30, 40, 10]
+
+
+def test_a_golden_sample_in_tiles_is_not_between_model_and_search_together_with_a_frame() -> None:
+    """Features of either are large."""
+    between: list[int] = []
+
+    def extract(batch: np.ndarray) -> np.ndarray:
+        assert between == []
+        between.append(int(batch.max()))
+        return np.full((1, 1, 1, 1), batch.max(), np.float32)
+
+    def judge(features: np.ndarray, _thresholds: Thresholds, _pose: Pose | None = None) -> Evidence:
+        assert between == [features.max()]
+        between.clear()
+        return Evidence(float(features.max()), float(features.max()), (), "exact")
+
+    detector = FakeDetector(FakeExtractor())
+    detector.prepare = lambda pixels: Prepared(np.stack([pixels] * 3))  # type: ignore[method-assign]
+    detector.extractor.extract, detector.judge = extract, judge  # type: ignore[method-assign]
+    station = BusyStation(detector, wanted=5)
+    with parts(station) as them:
+        them.detector = detector
+        for _ in range(10):
+            for brightness in (20, 30):
+                them.it.submit(detector, brightness)
+        station.wait_for(20)
+        with station.done:
+            assert station.done.wait_for(lambda: len(station.errors) >= 5, timeout=10)
+        assert them.it.fatal == []
+    assert station.errors == [None] * 5
 
 
 def test_frames_of_inspections_that_have_ended_are_not_judged() -> None:

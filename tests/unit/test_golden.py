@@ -222,6 +222,232 @@ def test_a_sample_that_fails_at_another_station_stops_the_one_that_judges_by_the
     assert same.ready_now()
 
 
+def busy(line: Line, seconds: float, apart_ms: int = 200, takes_ms: int = 20) -> None:
+    """Parts come one by one, so close that the station is never idle for long, and all are good."""
+    for _ in range(int(seconds * 1e3 / apart_ms)):
+        line.clock.now += (apart_ms - takes_ms) * MS
+        judge_one(line, takes_ms)
+
+
+def judge_one(line: Line, takes_ms: int = 20) -> None:
+    index = len(line.requests)
+    line.trigger(str(index))
+    line.frame(index)
+    line.clock.now += takes_ms * MS
+    line.judged(Evaluation.OK, index)
+    line.publish()
+
+
+def between_parts(line: Line) -> str | None:
+    found = line.station.golden_between_parts(line.clock.now)
+    return None if found is None else found[0].golden.file
+
+
+def test_a_station_that_is_never_idle_asks_for_a_golden_sample_between_two_parts() -> None:
+    line = Line(golden_check_s=10).ready()
+    busy(line, 9.9)
+    assert line.station.golden_due(line.clock.now) is None
+    assert between_parts(line) is None
+    busy(line, 0.4)
+    assert line.station.golden_due(line.clock.now) is None, "it is not idle"
+    assert between_parts(line) == "good.png"
+    line.golden("good.png")
+    assert between_parts(line) is None
+    busy(line, 10)
+    assert between_parts(line) == "damaged.png", "every sample has its turn"
+
+
+def test_the_view_whose_golden_sample_is_longest_ago_is_asked_first() -> None:
+    line = Line(cameras=("left", "right"), golden_check_s=10, idle_check_s=0).ready()
+    line.clock.now += 5_000 * MS
+    line.golden("good.png", view="left")
+    line.clock.now += 6_000 * MS
+    found = line.station.golden_between_parts(line.clock.now)
+    assert found is not None
+    assert found[0].view == "right"
+
+
+def test_an_idle_station_asks_for_its_own_while_another_is_never_idle() -> None:
+    line = Line().ready()
+    line.golden("good.png", took_ms=5)
+    assert between_parts(line) is None
+    line.clock.now += 1_000 * MS
+    assert line.station.golden_between_parts(line.clock.now) == (line.station.golden_due(line.clock.now), 5 * MS)
+
+
+def test_a_sample_that_came_out_wrong_is_not_asked_for_between_parts_again_and_again() -> None:
+    line = Line(golden_check_s=10).ready()
+    busy(line, 10)
+    line.golden("good.png", WRONG)
+    assert between_parts(line) is None
+    assert turns(line, 1) == ["good.png"], "no part is taken meanwhile, and a station that is idle asks for it"
+
+
+def test_nobody_asks_a_halted_station_or_one_without_recipes() -> None:
+    line = Line(golden_check_s=10)
+    line.clock.now += 60_000 * MS
+    assert between_parts(line) is None
+    line.ready()
+    line.clock.now += 60_000 * MS
+    assert between_parts(line) is not None
+    line.station.halt()
+    assert between_parts(line) is None
+
+
+def test_parts_under_way_wait_for_a_golden_sample_only_if_they_come_in_time_all_the_same() -> None:
+    line = Line(golden_check_s=10, deadline_ms=100).ready()
+    busy(line, 10, takes_ms=20)
+    assert line.station.can_wait(line.clock.now, 1_000 * MS), "nothing is open"
+    line.trigger("open")
+    assert line.station.can_wait(line.clock.now, 80 * MS), "20 ms of work and 80 ms of waiting are 100 ms"
+    assert not line.station.can_wait(line.clock.now, 81 * MS)
+    line.clock.now += 30 * MS
+    assert line.station.can_wait(line.clock.now, 50 * MS)
+    assert not line.station.can_wait(line.clock.now, 51 * MS)
+
+
+def test_one_more_trigger_is_taken_while_a_golden_sample_is_inspected() -> None:
+    line = Line(queue=1, deadline_ms=100).ready()
+    line.trigger("1")
+    assert line.station.can_wait(line.clock.now, 5 * MS)
+    line.trigger("2")
+    assert not line.station.can_wait(line.clock.now, 5 * MS), "a third would be missed"
+
+
+def test_a_station_whose_deadline_has_no_room_for_a_golden_sample_is_not_asked_for_one() -> None:
+    line = Line(golden_check_s=10, deadline_ms=100).ready()
+    line.golden("good.png", took_ms=70)
+    busy(line, 10, takes_ms=40)
+    assert between_parts(line) is None, "the next part would wait 70 ms and take 40"
+    busy(line, 60, takes_ms=20)
+    assert between_parts(line) is not None
+
+
+def test_of_a_sample_that_was_never_timed_a_part_tells_how_long_it_may_take() -> None:
+    line = Line(golden_check_s=10, deadline_ms=100).ready()
+    busy(line, 10, takes_ms=30)
+    found = line.station.golden_between_parts(line.clock.now)
+    assert found is not None
+    assert found[1] == 30 * MS
+    line.golden("damaged.png", took_ms=50)
+    busy(line, 10, takes_ms=30)
+    found = line.station.golden_between_parts(line.clock.now)
+    assert found is not None
+    assert found[1] == 50 * MS
+
+
+def test_an_alarm_says_that_no_golden_sample_has_come_out_right_for_long() -> None:
+    line = Line(golden_check_s=10).ready()
+    busy(line, 49)
+    assert line.station.golden_overdue(line.clock.now) == ""
+    busy(line, 2)
+    told = line.station.golden_overdue(line.clock.now)
+    assert told.startswith("no golden sample of view top has been inspected for 50 s")
+    assert line.station.golden_overdue(line.clock.now) == "", "it is told once"
+    assert line.alarm_texts() == (f"golden overdue top: {told}",)
+    assert line.ready_now(), "parts are judged all the same"
+    line.golden("good.png")
+    assert line.alarm_texts() == ()
+
+
+def test_a_station_that_was_halted_is_not_reproached_with_the_golden_samples_of_that_time() -> None:
+    line = Line(golden_check_s=10).ready()
+    line.station.halt()
+    for _ in range(100):
+        line.clock.now += 1_000 * MS
+        assert line.station.golden_overdue(line.clock.now) == ""
+    line.station.resume()
+    assert line.station.golden_overdue(line.clock.now) == ""
+    line.clock.now += 51_000 * MS
+    assert line.station.golden_overdue(line.clock.now) != ""
+
+
+def test_the_status_says_how_old_the_last_good_golden_sample_of_each_view_is() -> None:
+    line = Line().ready()
+    line.clock.now += 1_500 * MS
+    assert line.station.status("", 0.0, None, 0).details["golden_age_s"] == {"top": 1.5}
+    line.golden("good.png")
+    line.clock.now += 250 * MS
+    line.golden("damaged.png", WRONG)
+    assert line.station.status("", 0.0, None, 0).details["golden_age_s"] == {"top": 0.25}
+
+
+def test_a_part_that_the_engine_fails_stops_the_station_at_once_until_a_golden_sample_comes_out_right() -> None:
+    line = Line(queue=5).ready()
+    line.trigger("1")
+    line.frame()
+    line.trigger("2")
+    assert line.engine_failed("out of memory")
+    assert not line.engine_failed("out of memory"), "it is told once"
+    assert not line.ready_now()
+    (alarm,) = line.alarm_texts()
+    assert alarm.startswith("engine top: out of memory; no part is judged")
+    line.trigger("3")
+    assert line.last.reason == "missed_not_ready"
+    line.frame(1)
+    line.judged(Evaluation.OK, 1)
+    line.clock.now += 100 * MS
+    line.station.expire(line.clock.now)
+    sample = line.station.golden_due(line.clock.now)
+    assert sample is not None, "it is asked for as soon as nothing is open"
+    line.clock.now += 5 * MS
+    assert line.station.golden_done(sample, 5 * MS, None), "news"
+    assert line.ready_now()
+
+
+def test_a_sample_that_was_under_way_when_the_engine_failed_proves_nothing() -> None:
+    line = Line().ready()
+    line.trigger()
+    line.frame()
+    line.engine_failed("out of memory")
+    line.clock.now += 4 * MS
+    assert not line.golden("good.png", took_ms=5)
+    assert not line.ready_now()
+    line.clock.now += 5 * MS
+    assert line.golden("good.png", took_ms=5)
+    assert line.ready_now()
+
+
+def test_the_alarm_of_an_engine_that_fails_goes_with_its_recipe_and_not_without() -> None:
+    line = Line().ready()
+    line.trigger()
+    line.frame()
+    line.engine_failed("out of memory")
+    line.station.activate(live_recipes(("top",)))
+    assert not line.ready_now()
+    line.station.activate(live_recipes(("top",), "e" * 64))
+    assert line.ready_now()
+
+
+def test_an_engine_that_fails_for_a_recipe_that_was_replaced_says_nothing_of_the_new_one() -> None:
+    line = Line().ready()
+    line.trigger()
+    line.frame()
+    line.station.activate(live_recipes(("top",), "e" * 64))
+    assert not line.engine_failed("out of memory")
+    assert line.ready_now()
+
+
+def test_a_view_of_the_same_station_takes_over_what_is_known_to_be_wrong_of_a_recipe() -> None:
+    line = Line(cameras=("left", "right")).ready()
+    one, other = live_recipes(("left", "right"), "e" * 64), live_recipes(("left", "right"))
+    line.station.activate(LiveRecipeSet.of({"left": one.views["left"], "right": other.views["right"]}))
+    line.golden("damaged.png", WRONG, view="left")
+    line.station.activate(LiveRecipeSet.of({"left": other.views["left"], "right": one.views["right"]}))
+    assert not line.ready_now()
+    line.golden("damaged.png", view="right")
+    assert line.ready_now()
+
+
+def test_what_stands_against_a_recipe_is_known_by_its_digest() -> None:
+    line = Line().ready()
+    line.golden("damaged.png", WRONG)
+    ((sample, error),) = line.station.golden_failures()
+    assert (sample.ready.recipe.digest, sample.golden.file, error) == ("d" * 64, "damaged.png", WRONG)
+    line.golden("damaged.png")
+    assert line.station.golden_failures() == []
+
+
 class AnyGolden(RuleBasedStateMachine):
     """Parts, golden samples and recipes in any order: no OK rests on a recipe that was known to be wrong."""
 

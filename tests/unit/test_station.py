@@ -71,7 +71,7 @@ def live_recipes(cameras: tuple[str, ...], digest: str = "d" * 64, health: objec
         health=health,
     )
     golden = tuple(SimpleNamespace(file=file) for file in ("good.png", "damaged.png", "other.png"))
-    recipe = SimpleNamespace(manifest=manifest, digest=digest, golden=golden)
+    recipe = SimpleNamespace(manifest=manifest, digest=digest, golden=golden, signed="nobody")
     ready = SimpleNamespace(recipe=recipe, provider="CPU", choice=Choice("flat", "rule"))
     return LiveRecipeSet.of(cast(Any, dict.fromkeys(cameras, ready)))
 
@@ -135,6 +135,15 @@ class Line:
         assert live is not None
         (golden,) = (golden for golden in live.views[view].recipe.golden if golden.file == file)
         return self.station.golden_done(GoldenSample(view, live.views[view], golden), took_ms * MS, error)
+
+    def engine_failed(self, error: str, index: int = 0) -> bool:
+        """The engine gave no judgement of this frame."""
+        news = self.station.engine_failed(self.work[index].inspection, self.work[index].view, error)
+        if not self.work[index].inspection.finished:
+            self.station.view_done(
+                self.work[index].inspection, self.work[index].view, ViewOutcome.failed(Reason.ENGINE)
+            )
+        return news
 
     def alarm_texts(self) -> tuple[str, ...]:
         return self.station.status("", 0.0, None, 0).alarms
