@@ -51,7 +51,7 @@ faults: $(VENV)/.installed-dev  ## every fault: daemon killed 300 times, disks t
 fuzz: $(VENV)/.installed-dev  ## ten minutes of nearly right inputs at every parser (FUZZ_SECONDS=N); findings in out/fuzz
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
-soak: $(VENV)/.installed-dev  ## does memory stand still (SOAK_ARGS="--recipe bottle.recipe --images good/"); 3,000 kills
+soak: $(VENV)/.installed-dev  ## an hour under load: does anything grow (SOAK_ARGS="--minutes 60"); then 3,000 kills
 	$(BIN)/python -m tests.bench.soak $(SOAK_ARGS)
 	EDGE_TEST_KILLS=3000 $(BIN)/python -m pytest tests/faults/test_kills.py
 

@@ -81,6 +81,8 @@ class Conveyor:
         self.scans_without_news = 0
         self.cut = False
         self.ready = False
+        self.feed_ended = False
+        """Set it to let no more parts come; `run` ends when the last is past the gate."""
         self.stalls: list[tuple[float, float]] = []
         """Scans that the machine under this simulation held up, as no PLC's are: begin and end."""
 
@@ -101,10 +103,12 @@ class Conveyor:
             self.scan()
             time.sleep(self.settings.scan_s)
         next_part_s = self.clock_s()
-        while len(self.parts) < count or any(part.passed is None for part in self.parts[-200:]):
+        while (len(self.parts) < count and not self.feed_ended) or any(
+            part.passed is None for part in self.parts[-200:]
+        ):
             now_s, missed = self.clock_s(), self.scans_without_news
             between_scans()
-            if now_s >= next_part_s and len(self.parts) < count:
+            if now_s >= next_part_s and len(self.parts) < count and not self.feed_ended:
                 self._at_photo_eye(now_s)
                 next_part_s = max(next_part_s + self.settings.pace_s, now_s - self.settings.pace_s)
             self.scan()
