@@ -1,7 +1,9 @@
 """A real daemon in a process of its own, for tests."""
 
+import itertools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,18 +19,27 @@ from edge_daemon.client import ControlClient, NoAnswerError, Subscriber, Trigger
 from edge_daemon.wire.messages import Inspection
 
 _PATIENCE_S = 60.0
+_PORTS_EACH = 200
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
+    """Ports nobody listens on now, and nobody else takes until the test does: outgoing connections get theirs above
+    32767 (Linux), and tests that run beside these have another block."""
+    first = 10_000 + _PORTS_EACH * (os.getpid() % (22_000 // _PORTS_EACH))
+    tried = random.sample(range(first, first + _PORTS_EACH), _PORTS_EACH)
+    free = list(itertools.islice(filter(_is_free, tried), count))
+    assert len(free) == count, f"all ports from {first} to {first + _PORTS_EACH - 1} are taken"
+    return free
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ZeroMQ does: what has ended is no hindrance
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class DaemonProcess:

@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from pathlib import Path
 
 import cv2
 import pytest
+
+from tests.daemon import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "deploy" / "docs").glob("*.md"))]
@@ -119,18 +120,6 @@ def prepare_recipe(folder: Path) -> None:
 PREPARATIONS = {"weights": prepare_weights, "recipe": prepare_recipe}
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of this PC that nobody listens on; held together while they are chosen, so that all differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
 # Answers as soon as the daemon runs; its stations are ready a little later.
 _READY = """edge-ctl --json status > status.json 2>/dev/null && ! grep -q '"trigger_ready": false' status.json"""
 _STOP = "trap 'kill -TERM $daemon 2>/dev/null || true; wait $daemon' EXIT"
@@ -153,7 +142,7 @@ def script_of(page: Path) -> str:
 
 def environment_for_readers() -> dict[str, str]:
     """As a reader has it, with ports of their own instead of the default ones."""
-    names = ("RESULTS", "IMAGES", "STATUS", "TRIGGERS", "CONTROL", "REPLAY")
+    names = ("RESULTS", "IMAGES", "STATUS", "TRIGGERS", "CONTROL", "REPLAY", "AMENDMENTS")
     endpoints = {name: f"tcp://127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
     own = {f"EDGE_WIRE__{name}": endpoint for name, endpoint in endpoints.items()}
     clients = {f"EDGE_CTL_{name}": endpoint for name, endpoint in endpoints.items()}
