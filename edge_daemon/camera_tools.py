@@ -33,6 +33,8 @@ from edge_daemon.cameras.open import make_camera
 from edge_daemon.check import why_not_bindable
 from edge_daemon.client import ControlClient, NoAnswerError
 from edge_daemon.config import Config, StationConfig, ViewConfig
+from edge_daemon.core.camera_settings import Settings, differences, in_words
+from edge_daemon.core.decision import Reason
 from edge_daemon.core.frame import Frame
 from edge_daemon.core.health import Measure, Reference, measure, reduced, take_sample, violation
 from edge_daemon.detectors.health import health_limits
@@ -274,27 +276,34 @@ def grab(config: Config, name: str, timeout_s: float, clock_ns: Callable[[], int
     A recipe that is not there yet is a note: the first pictures are taken before there is one. Raises CameraError when
     there is no such camera, when the running daemon has it, when it cannot be opened, or when no frame comes in time.
     """
-    settings = config.cameras.get(name)
-    if settings is None:
-        raise CameraError(f"there is no camera {name}; the configuration has {', '.join(config.cameras)}")
+    settings = camera_table(config, name)
     view = _view_of(config, name)
-    _require_free(config, name, settings)
+    require_free(config, name, settings)
     recipe, notes = _recipe_of(config, view)
     camera = make_camera(name, settings, clock_ns)
     try:
         begun_ns = clock_ns()
         camera.open()
         opened_ns = clock_ns()
-        frame = _one_frame(camera, settings, round(timeout_s * 1e9), clock_ns)
+        frame = one_frame(camera, settings, round(timeout_s * 1e9), clock_ns)
         read_back = camera.settings()
     finally:
         camera.close()  # an isolated one tells what it has counted when it ends
     health, unhealthy, without_limits = _health(frame, recipe)
+    unhealthy = unhealthy or _other_settings(recipe, read_back)
     exposed = None if frame.exposed_ns is None else (frame.arrived_ns - frame.exposed_ns) / 1e6
     return Grabbed(
         name, frame, (opened_ns - begun_ns) / 1e6, (frame.arrived_ns - opened_ns) / 1e6, exposed, read_back,
         camera.counters(), _shown_recipe(recipe), health, unhealthy, (*notes, *without_limits),
     )  # fmt: skip
+
+
+def camera_table(config: Config, name: str) -> CameraConfig:
+    """`[cameras.name]`. Raises CameraError when there is none."""
+    table = config.cameras.get(name)
+    if table is None:
+        raise CameraError(f"there is no camera {name}; the configuration has {', '.join(config.cameras)}")
+    return table
 
 
 def save(grabbed: Grabbed, path: Path) -> None:
@@ -314,7 +323,7 @@ def _view_of(config: Config, camera: str) -> tuple[str, StationConfig, ViewConfi
     return None
 
 
-def _require_free(config: Config, name: str, settings: CameraConfig) -> None:
+def require_free(config: Config, name: str, settings: CameraConfig) -> None:
     """Raises CameraError when the daemon of this configuration runs and has the camera."""
     view = _view_of(config, name)
     if view is None or isinstance(settings, SimulatedConfig | FolderConfig | VideoConfig):
@@ -356,7 +365,8 @@ def _shown_recipe(recipe: Recipe | None) -> str:
     return f"{recipe.manifest.name} {recipe.manifest.version}" if recipe else ""
 
 
-def _one_frame(camera: Camera, settings: CameraConfig, timeout_ns: int, clock_ns: Callable[[], int]) -> Frame:
+def one_frame(camera: Camera, settings: CameraConfig, timeout_ns: int, clock_ns: Callable[[], int]) -> Frame:
+    """The frame of one trigger, or of the next pulse where pulses trigger the camera. Raises CameraError."""
     pulsed = isinstance(settings, GenicamConfig) and settings.trigger == "hardware"
     if not pulsed:
         camera.trigger()
@@ -387,6 +397,13 @@ def _health(frame: Frame, recipe: Recipe | None) -> tuple[Mapping[str, MeasureSe
         limit = limits.limits.get(name)
         seen[name.value] = MeasureSeen(value, limit.lower, limit.upper) if limit else MeasureSeen(value)
     return seen, f"{broken.reason}: {broken.message}" if broken else "", ()
+
+
+def _other_settings(recipe: Recipe | None, settings: Settings) -> str:
+    """Why the recipe does not judge what this camera takes; empty when it does, or says nothing of settings."""
+    camera = recipe.manifest.camera if recipe else None
+    found = differences(camera.settings, settings) if camera else ()
+    return f"{Reason.CAMERA_SETTINGS}: {in_words(found, 'the camera', 'the recipe')}" if found else ""
 
 
 def _measures_alone(frame: Frame) -> Mapping[str, MeasureSeen]:

@@ -75,7 +75,15 @@ which tables found no camera. Opens none, changes nothing; may run beside the da
 _GRAB_HELP = """\
 Opens one camera as the daemon would, takes one frame, and shows size, times, settings as read back, counters and
 image health, against the limits of the recipe when a station judges it. Refused while the daemon has the camera.
-Exit status 1 when no frame comes, and when the recipe would not judge the picture."""
+Exit status 1 when no frame comes, and when the recipe would not judge the picture.
+
+  edge-daemon grab --camera top --config edge.toml --out top.png
+  edge-daemon grab --camera top --config edge.toml --save good/ --count 200 --every 2
+
+--save takes pictures to learn from, numbered after those in the folder: one every S seconds, or one for each pulse of
+a camera with a hardware trigger. camera.json beside them says what they were taken with. edge-export puts that into the
+recipe, and the daemon judges by it only with a camera that is set so. A folder whose pictures were taken with other
+settings is refused."""
 
 _ENGINES_HELP = """\
 Which engine searches is measured when the daemon loads a recipe whose kind of bank (rows, dimensions, patches) it
@@ -211,7 +219,13 @@ def _add_cameras(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         allow_abbrev=False,
     )
     grab.add_argument("--camera", required=True, metavar="NAME", help="of a [cameras.NAME] table")
-    grab.add_argument("--out", type=Path, metavar="FILE.png", help="keep the picture, lossless")
+    kept = grab.add_mutually_exclusive_group()
+    kept.add_argument("--out", type=Path, metavar="FILE.png", help="keep the picture, lossless")
+    kept.add_argument("--save", type=Path, metavar="DIR", help="take pictures to learn from into this folder")
+    grab.add_argument("--count", type=_count, default=1, metavar="N", help="with --save: how many (default 1)")
+    grab.add_argument(
+        "--every", type=_seconds, default=0.0, metavar="S", help="with --save: seconds between two (default: none)"
+    )
     grab.add_argument("--timeout", type=float, default=5.0, metavar="S", help="longest wait for the frame (default 5)")
     grab.set_defaults(run=_grab)
     for parser in (cameras, grab):
@@ -372,10 +386,48 @@ def _cameras(arguments: argparse.Namespace) -> int:
     return status
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pictures, 1 or more")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time in seconds, 0 to 86400")
+    return seconds
+
+
+def _grab_series(arguments: argparse.Namespace) -> int:
+    from edge_daemon.camera_series import Pace, series_json, series_text, take_series
+    from edge_daemon.config import load_config
+
+    def taken(path: Path) -> None:
+        if not arguments.json:
+            print(path, flush=True)
+
+    config = load_config(arguments.config, recipes_must_exist=False)
+    pace = Pace(arguments.count, arguments.every, arguments.timeout)
+    series = take_series(config, arguments.camera, arguments.save, pace, taken)
+    if arguments.json:
+        _print_json(series_json(series))
+    else:
+        print(series_text(series))
+    return 0
+
+
 def _grab(arguments: argparse.Namespace) -> int:
     from edge_daemon.camera_tools import grab, grabbed_json, grabbed_text, save
     from edge_daemon.config import load_config
 
+    if arguments.save is not None:
+        return _grab_series(arguments)
+    if arguments.count != 1 or arguments.every:
+        raise EdgeError("--count and --every are of pictures that are kept: give --save DIR")
     seen = grab(load_config(arguments.config, recipes_must_exist=False), arguments.camera, arguments.timeout)
     if arguments.out is not None:
         save(seen, arguments.out)

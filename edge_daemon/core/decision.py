@@ -57,6 +57,7 @@ class Reason(StrEnum):
     EXPOSED_LATE = "exposed_late"  # so long after its trigger that the picture may show another part
     CAMERA = "camera"
     FRAME_SIZE = "frame_size"
+    CAMERA_SETTINGS = "camera_settings"  # not those of the recipe's pictures, or not known
     # A pulse on a wire: nobody can say which part a picture shows; see `core.binding`.
     TRIGGER_AMBIGUOUS = "trigger_ambiguous"
     TRIGGER_COUNT = "trigger_count"
