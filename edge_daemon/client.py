@@ -66,6 +66,7 @@ STATUS: Final = "tcp://127.0.0.1:5563"
 TRIGGERS: Final = "tcp://127.0.0.1:5564"
 CONTROL: Final = "tcp://127.0.0.1:5565"
 REPLAY: Final = "tcp://127.0.0.1:5566"
+AMENDMENTS: Final = "tcp://127.0.0.1:5567"
 
 _MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 _GAPS_KEPT: Final = 10_000

@@ -25,7 +25,7 @@ class GatewayProcess:
     def __init__(self, folder: Path, endpoints: dict[str, str], station: str, more: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_ports(1)[0]
-        wire = "\n".join(f'{name} = "{endpoints[name]}"' for name in ("results", "status", "triggers"))
+        wire = "\n".join(f'{name} = "{endpoints[name]}"' for name in ("results", "status", "triggers", "amendments"))
         self.config = folder / "gateway.toml"
         self.config.write_text(
             f"[daemon]\n{wire}\n[modbus]\nport = {self.port}\n{more}\n[stations.st1]\nunit = 1\n{station}\n"

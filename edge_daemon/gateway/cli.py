@@ -18,7 +18,15 @@ from edge_daemon import logs
 from edge_daemon.client import connect
 from edge_daemon.errors import ConfigError, EdgeError, WireError
 from edge_daemon.gateway.config import GatewayConfig, load_config
-from edge_daemon.gateway.registers import COMMAND_ADDRESS, COMMANDS, RESULT_ADDRESS, RESULTS, placed
+from edge_daemon.gateway.registers import (
+    COMMAND_ADDRESS,
+    COMMANDS,
+    REPORT_ADDRESS,
+    REPORTS,
+    RESULT_ADDRESS,
+    RESULTS,
+    placed,
+)
 from edge_daemon.notify import Notifier
 from edge_daemon.wire.codec import STATUS_TOPIC, decode_status, topic
 from edge_daemon.wire.messages import Status
@@ -164,7 +172,11 @@ def _registers(args: argparse.Namespace, out: TextIO) -> int:
     from edge_daemon.gateway.page import gateway_page, register_table
 
     if args.json:
-        blocks = {"commands": (COMMANDS, COMMAND_ADDRESS), "results": (RESULTS, RESULT_ADDRESS)}
+        blocks = {
+            "commands": (COMMANDS, COMMAND_ADDRESS),
+            "reports": (REPORTS, REPORT_ADDRESS),
+            "results": (RESULTS, RESULT_ADDRESS),
+        }
         document = {
             name: [{"address": a, "name": r.name, "words": r.words, "meaning": r.meaning} for a, r in placed(*block)]
             for name, block in blocks.items()
@@ -173,7 +185,8 @@ def _registers(args: argparse.Namespace, out: TextIO) -> int:
     elif args.page:
         print(gateway_page(), end="", file=out)
     else:
-        print(register_table(COMMANDS, COMMAND_ADDRESS), register_table(RESULTS, RESULT_ADDRESS), sep="\n\n", file=out)
+        tables = ((COMMANDS, COMMAND_ADDRESS), (REPORTS, REPORT_ADDRESS), (RESULTS, RESULT_ADDRESS))
+        print(*(register_table(*table) for table in tables), sep="\n\n", file=out)
     return 0
 
 

@@ -45,6 +45,8 @@ class DaemonConfig(Section):
     """Status of the daemon."""
     triggers: Endpoint = client.TRIGGERS
     """Where the daemon takes triggers."""
+    amendments: Endpoint = client.AMENDMENTS
+    """Where the daemon takes what became of verdicts and parts, for their records."""
     key: Path | None = None
     """Key file of the gateway, with the role `gateway`, where the daemon uses keys: `edge-ctl keys enrol` makes it."""
 

@@ -3,16 +3,19 @@
 The handshake of the trigger is one table, `TABLE`. Beside it stand the parts under way and the results that the PLC has
 not acknowledged, oldest first, at most eight; the PLC sees the oldest.
 
+What the PLC took of a verdict, and what it reports of the part afterwards, goes out as `Tell`: for the record, and read
+by nothing here.
+
 OK is set by `_conclude` alone, for a part that is open, when nothing in `foreign` and nothing in `objection` speaks
 against the result. Both say what they compare; whatever they do not know is not OK.
 """
 
 import math
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
 
 from edge_daemon.gateway.words import (
     LARGEST_ID,
@@ -20,6 +23,7 @@ from edge_daemon.gateway.words import (
     Bits,
     Block,
     Command,
+    Disposition,
     ErrorCode,
     ReasonCode,
     ShownResult,
@@ -27,11 +31,15 @@ from edge_daemon.gateway.words import (
     Verdict,
 )
 from edge_daemon.wire.codec import contradiction
-from edge_daemon.wire.messages import Inspection, Status, TriggerReply
+from edge_daemon.wire.messages import Delivery, Inspection, Status, TriggerReply
 
 RESULTS_KEPT: Final = 8
 """Results that wait to be acknowledged; one more is an overrun, said so."""
 _PARTS_OPEN: Final = 64
+# Between photo-eye and reject sensor, and some more: of older ones no disposition is known any more.
+_PARTS_KNOWN: Final = 1_024
+_MAY_HAVE_PASSED: Final = (Disposition.PASSED, Disposition.GATE_FAILURE)
+_TOO_LATE: Final = (ReasonCode.WINDOW, ReasonCode.HELD_TOO_LONG, ReasonCode.DAEMON_SILENT, ReasonCode.DAEMON_RESTARTED)
 _LATE_IN_A_ROW: Final = 3
 _EVALUATIONS: Final = {Verdict.OK: 1, Verdict.NOT_OK: 2, Verdict.NOT_DECIDABLE: 3}
 _STATE_NUMBERS: Final = {state.value: number for number, state in enumerate(Station, start=1)}
@@ -181,7 +189,28 @@ class Note:
     text: str
 
 
-Effect = AskDaemon | Note
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """For the record of a part: what the PLC took of its verdict (`Delivery`), or what became of the part itself (a
+    `Disposition`). Each is told once. result_id: empty where the daemon never said it; verdict, reason: as last shown;
+    after_ns: from the trigger."""
+
+    kind: Literal["delivery", "disposition"]
+    what: str
+    acquisition_id: int
+    trigger_id: str
+    result_id: str
+    verdict: Verdict
+    reason: ReasonCode
+    after_ns: int
+
+    @property
+    def amendment_id(self) -> str:
+        """The same whenever it is told."""
+        return f"{self.trigger_id}-{self.kind}-{self.what}"
+
+
+Effect = AskDaemon | Note | Tell
 
 
 # -- what proves an OK --------------------------------------------------------------------------------
@@ -313,6 +342,7 @@ def _score_permille(record: Inspection) -> int:
 class _Held:
     """A result that waits to be acknowledged. until_ns: when an OK in it ends."""
 
+    part: OpenPart
     result: ShownResult
     until_ns: int
 
@@ -328,8 +358,25 @@ class _Heard:
 
 
 @dataclass(slots=True)
+class _Known:
+    """A part that the PLC may still report on. asked: whether the daemon can have a record of it; verdict: the word
+    that could release it, whatever became of that later; told: dispositions so far."""
+
+    trigger_id: str
+    raised_ns: int
+    asked: bool = False
+    result_id: str = ""
+    verdict: Verdict = Verdict.NONE
+    reason: ReasonCode = ReasonCode.NONE
+    told: set[Disposition] = field(default_factory=set)
+
+
+@dataclass(slots=True)
 class DialogueCounts:
-    """For metrics and tests. stray: records of no open part; foreign: such as name one and are not its answer."""
+    """For metrics and tests. stray: records of no open part; foreign: such as name one and are not its answer;
+    verdicts: as they were shown first; withdrawn: OKs among them that ended unacknowledged; delivered, disposed: by
+    their words on the wire; passed_without_ok: parts that may have passed although no OK was shown; unknown_parts:
+    dispositions of parts that this start of the gateway did not trigger, or of no known code."""
 
     triggers: int = 0
     missed: int = 0
@@ -339,6 +386,13 @@ class DialogueCounts:
     overruns: int = 0
     stray: int = 0
     foreign: int = 0
+    verdicts: Counter[Verdict] = field(default_factory=Counter)
+    missed_for: Counter[ErrorCode] = field(default_factory=Counter)
+    withdrawn: int = 0
+    delivered: Counter[str] = field(default_factory=Counter)
+    disposed: Counter[str] = field(default_factory=Counter)
+    passed_without_ok: int = 0
+    unknown_parts: int = 0
 
 
 class Dialogue:
@@ -365,11 +419,27 @@ class Dialogue:
         self._held: deque[_Held] = deque()
         self._latched = ErrorCode.NONE
         self._late = 0
+        self._known: OrderedDict[int, _Known] = OrderedDict()
+        self._reported = (0, 0)
+        self._now_ns = 0
         self._effects: list[Effect] = []
 
     @property
     def phase(self) -> Phase:
         return self._phase
+
+    def plc_silence_ns(self, now_ns: int) -> int | None:
+        """How long ago the PLC wrote, None when it counts as gone. For metrics."""
+        return None if self._seen_ns is None else now_ns - self._seen_ns
+
+    def heartbeat_age_ns(self, now_ns: int) -> int | None:
+        """How long the inspecting path has stood still, None when it was never seen moving. For metrics."""
+        moved_ns = self._heard.moved_ns if self._heard is not None else None
+        return None if moved_ns is None else now_ns - moved_ns
+
+    def daemon_silence_ns(self, now_ns: int) -> int | None:
+        """How long ago the daemon spoke, None before its first word. For metrics."""
+        return None if self._heard is None else now_ns - self._heard.at_ns
 
     @property
     def open_parts(self) -> Sequence[OpenPart]:
@@ -426,6 +496,7 @@ class Dialogue:
     # -- time ----------------------------------------------------------------------------------------
 
     def _let_time_pass(self, now_ns: int) -> None:
+        self._now_ns = now_ns
         if self._seen_ns is not None and now_ns - self._seen_ns > self.settings.plc_timeout_ns:
             self._lose_plc()
         if self._heard is not None and self._fresh(now_ns) is None:
@@ -442,6 +513,7 @@ class Dialogue:
         for held in self._held:
             if now_ns > held.until_ns and held.result.verdict in (Verdict.OK, Verdict.COMMISSIONING_OK):
                 self._note(f"part {held.result.acquisition_id}: its OK was not acknowledged in time and is withdrawn")
+                self.counts.withdrawn += 1
                 held.result = replace(
                     held.result, verdict=Verdict.WITHDRAWN, evaluation=0, reason=ReasonCode.HELD_TOO_LONG
                 )
@@ -449,6 +521,7 @@ class Dialogue:
     def _give_up(self, part: OpenPart) -> None:
         """The daemon may still take this trigger, and then the camera sees whatever lies there by then."""
         del self._open[part.trigger_id]
+        self._deliver(part, "missed")
         if self._asked == part.trigger_id:
             self._miss(ErrorCode.NO_ANSWER)
 
@@ -495,6 +568,10 @@ class Dialogue:
 
     def _forget(self) -> None:
         """Nobody waits for these any more; what comes of them later is for the record only."""
+        for part in self._open.values():
+            self._deliver(part, "abandoned")
+        for held in self._held:
+            self._deliver(held.part, "not_fetched", held.result)
         self._open.clear()
         self._held.clear()
         self._asked = None
@@ -502,6 +579,7 @@ class Dialogue:
 
     def _plc_wrote(self, command: Command, now_ns: int) -> None:
         before, self._command = self._command, command
+        self._report(command.disposition_id, command.disposition)
         if command.set_offline:
             self._signal(Signal.LOST)
             self._forget()
@@ -523,12 +601,15 @@ class Dialogue:
     def _acknowledge(self, acquisition_id: int) -> None:
         """The PLC has taken the result that it sees, by its id: the next one may be seen. Any other id is nothing."""
         if self._held and acquisition_id == self._held[0].result.acquisition_id:
-            self._held.popleft()
+            held = self._held.popleft()
+            self._deliver(held.part, "late" if held.result.reason in _TOO_LATE else "acknowledged", held.result)
 
     def _release(self) -> None:
         asked = self._phase is Phase.ASKED
         if self._signal(Signal.RELEASED) and asked and self._asked is not None:
             part = self._open.pop(self._asked, None)
+            if part is not None:
+                self._deliver(part, "abandoned")
             self._note(f"part {part.acquisition_id if part else '?'}: the PLC took its trigger back before the answer")
         self._asked = None if self._phase is Phase.IDLE else self._asked
 
@@ -538,11 +619,13 @@ class Dialogue:
         self._echo = command.acquisition_id
         heard = self._fresh(now_ns)
         refusal = self._refusal(command, heard)
+        trigger_id = f"{command.acquisition_id}-{self._run}-{self.counts.triggers}"
+        known = self._know(command.acquisition_id, trigger_id, now_ns)
         if refusal is not ErrorCode.NONE or heard is None:
             self._miss(refusal)
             return
         status, job = heard.status, self.settings.jobs.get(command.job_id)
-        trigger_id = f"{command.acquisition_id}-{self._run}-{self.counts.triggers}"
+        known.asked = True
         self._open[trigger_id] = OpenPart(
             acquisition_id=command.acquisition_id,
             trigger_id=trigger_id,
@@ -585,12 +668,15 @@ class Dialogue:
         held = [held for held in self._held if held.result.acquisition_id == acquisition_id]
         for part in parts:
             del self._open[part.trigger_id]
+            self._deliver(part, "abandoned")
         for entry in held:
             self._held.remove(entry)
+            self._deliver(entry.part, "not_fetched", entry.result)
         return bool(parts or held)
 
     def _miss(self, reason: ErrorCode) -> None:
         self.counts.missed += 1
+        self.counts.missed_for[reason] += 1
         self._missed_reason = reason
         self._asked = None
         self._signal(Signal.REFUSED)
@@ -617,8 +703,14 @@ class Dialogue:
         part = self._open.get(trigger_id)
         if part is None:
             return
+        known = self._known_as(part)
+        if known is not None:
+            known.asked = reply is not None
+            known.result_id = (reply.result_id if reply is not None else None) or ""
         if reply is None or not reply.accepted or not reply.result_id or reply.station != self.settings.station:
             del self._open[trigger_id]
+            if reply is not None:  # without an answer nothing was sent, and there is no record
+                self._deliver(part, "missed")
             if self._asked == trigger_id:
                 self._miss(ErrorCode.NO_ANSWER if reply is None else ErrorCode.DAEMON_REFUSED)
             return
@@ -671,6 +763,7 @@ class Dialogue:
     def _end_without_verdict(self, part: OpenPart, reason: ReasonCode) -> None:
         if self._asked == part.trigger_id:  # never taken: Missed Acquisition says it, and there is no result
             del self._open[part.trigger_id]
+            self._deliver(part, "missed")
             self._miss(ErrorCode.NO_ANSWER)
             return
         self._end(part, ShownResult(part.acquisition_id, Verdict.NO_VERDICT, reason, job_id=part.job_id))
@@ -682,12 +775,85 @@ class Dialogue:
             self._note(f"part {part.acquisition_id}: no verdict, {result.reason.name}")
         self.counts.ok += result.verdict is Verdict.OK
         self.counts.not_ok += result.verdict in (Verdict.NOT_OK, Verdict.NOT_DECIDABLE)
+        self.counts.verdicts[result.verdict] += 1
         if len(self._held) >= RESULTS_KEPT:
             self.counts.overruns += 1
             self._latched = ErrorCode.BUFFER_OVERRUN
             self._note(f"part {part.acquisition_id}: its result is lost, {RESULTS_KEPT} wait to be acknowledged")
+            self._deliver(part, "overrun")
             return
-        self._held.append(_Held(result, part.raised_ns + self.settings.hold_ns))
+        self._held.append(_Held(part, result, part.raised_ns + self.settings.hold_ns))
+        known = self._known_as(part)
+        if known is not None:
+            known.verdict, known.reason = result.verdict, result.reason
+
+    # -- for the record ------------------------------------------------------------------------------
+
+    def _know(self, acquisition_id: int, trigger_id: str, now_ns: int) -> _Known:
+        """The newest part of this id is the one that a report is about."""
+        self._known.pop(acquisition_id, None)
+        known = self._known[acquisition_id] = _Known(trigger_id, now_ns)
+        while len(self._known) > _PARTS_KNOWN:
+            self._known.popitem(last=False)
+        return known
+
+    def _known_as(self, part: OpenPart) -> _Known | None:
+        known = self._known.get(part.acquisition_id)
+        return known if known is not None and known.trigger_id == part.trigger_id else None
+
+    def _deliver(self, part: OpenPart, what: Delivery, result: ShownResult | None = None) -> None:
+        """The end of a verdict's way. result: what was shown."""
+        self.counts.delivered[what] += 1
+        known = self._known_as(part)
+        self._effects.append(
+            Tell(
+                "delivery",
+                what,
+                part.acquisition_id,
+                part.trigger_id,
+                part.result_id or (known.result_id if known is not None else ""),
+                result.verdict if result is not None else Verdict.NONE,
+                result.reason if result is not None else ReasonCode.NONE,
+                self._now_ns - part.raised_ns,
+            )
+        )
+
+    def _report(self, acquisition_id: int, code: int) -> None:
+        """What the PLC says became of a part. It writes so in every cycle until it has something else to say."""
+        before, self._reported = self._reported, (acquisition_id, code)
+        if self._reported == before or 0 in self._reported:
+            return
+        known = self._known.get(acquisition_id)
+        if known is None or code not in {int(known_code) for known_code in Disposition}:
+            self.counts.unknown_parts += 1
+            self._note(f"part {acquisition_id}: the PLC reports {code} of it, and nothing is known of that here")
+            return
+        disposition = Disposition(code)
+        if disposition in known.told:
+            return
+        known.told.add(disposition)
+        what = disposition.name.lower()
+        self.counts.disposed[what] += 1
+        may_have_passed = disposition in _MAY_HAVE_PASSED
+        released = known.verdict is Verdict.OK or (
+            known.verdict is Verdict.COMMISSIONING_OK and self.settings.commissioning
+        )
+        if may_have_passed and not released:
+            self.counts.passed_without_ok += 1
+            self._note(f"part {acquisition_id}: {what} AND NOT RELEASED ({known.verdict.name}, {known.reason.name})")
+        if known.asked or may_have_passed:  # of a part that nobody asked about only the accident is worth telling
+            self._effects.append(
+                Tell(
+                    "disposition",
+                    what,
+                    acquisition_id,
+                    known.trigger_id,
+                    known.result_id,
+                    known.verdict,
+                    known.reason,
+                    self._now_ns - known.raised_ns,
+                )
+            )
 
     def _note(self, text: str) -> None:
         self._effects.append(Note(f"{self.settings.station}: {text}"))

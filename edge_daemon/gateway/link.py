@@ -1,10 +1,12 @@
-"""The gateway's side of the daemon: status and results heard live, triggers sent now or never.
+"""The gateway's side of the daemon: status and results heard live, triggers sent now or never, amendments until they
+are on the disk there.
 
 Nothing is ever asked of the journal here: what this link hands over has just been published.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,14 @@ from typing import Any, Final, cast
 import zmq
 import zmq.asyncio
 
-from edge_daemon.client import connect
+from edge_daemon.client import AMENDMENTS, connect
 from edge_daemon.errors import WireError
+from edge_daemon.gateway.amendments import AmendmentQueue
 from edge_daemon.gateway.dialogue import AskDaemon, Event, ResultCame, StatusCame, TriggerAnswered
 from edge_daemon.wire.codec import (
     RESULT_TOPIC,
     STATUS_TOPIC,
+    decode_amendment_reply,
     decode_inspection,
     decode_status,
     decode_trigger_reply,
@@ -26,12 +30,13 @@ from edge_daemon.wire.codec import (
     topic,
 )
 from edge_daemon.wire.keys import read_client_key
-from edge_daemon.wire.messages import TriggerRequest
+from edge_daemon.wire.messages import AmendmentRequest, TriggerRequest
 
 log = logging.getLogger(__name__)
 
 # Answers that never came; the oldest are forgotten, their parts have long run out of their windows.
 _MOST_UNANSWERED: Final = 1_024
+_TRY_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +48,11 @@ class DaemonEndpoints:
     triggers: str
     key: Path | None = None
     """Key file of the gateway, where the daemon uses keys."""
+    amendments: str = AMENDMENTS
 
 
 class DaemonLink:
-    """Three sockets of one asyncio loop. `on_event(station, event)` is called in that loop, one event at a time.
+    """Four sockets of one asyncio loop. `on_event(station, event)` is called in that loop, one event at a time.
 
     Opened by `open`, closed by `close`, which may be called twice; `run` serves until it is cancelled. Messages that
     cannot be read are counted in `malformed` and passed over: a part whose record it was has no OK.
@@ -61,13 +67,20 @@ class DaemonLink:
         self._context: zmq.asyncio.Context | None = None
         self._sockets: dict[str, Any] = {}
         self._asked: dict[str, str] = {}
+        self._taken = True
+        self.amendments = AmendmentQueue()
         self.malformed = 0
 
     def open(self) -> None:
         """Connects in the background; a daemon that is not there yet is waited for. Raises EdgeError."""
         key = read_client_key(self._endpoints.key) if self._endpoints.key is not None else None
         self._context = zmq.asyncio.Context()
-        kinds = (("results", zmq.SUB, RESULT_TOPIC), ("status", zmq.SUB, STATUS_TOPIC), ("triggers", zmq.DEALER, ""))
+        kinds = (
+            ("results", zmq.SUB, RESULT_TOPIC),
+            ("status", zmq.SUB, STATUS_TOPIC),
+            ("triggers", zmq.DEALER, ""),
+            ("amendments", zmq.DEALER, ""),
+        )
         try:
             for name, kind, subject in kinds:
                 # The asyncio context makes sockets with the same options and awaitable calls.
@@ -95,6 +108,8 @@ class DaemonLink:
             tasks.create_task(self._hear("results", self._result))
             tasks.create_task(self._hear("status", self._status))
             tasks.create_task(self._hear("triggers", self._answer))
+            tasks.create_task(self._hear("amendments", self._amended))
+            tasks.create_task(self._amend())
 
     def ask(self, station: str, asked: AskDaemon) -> None:
         """Sends a trigger at once; where that is not possible the answer is None, and nothing was sent."""
@@ -111,6 +126,44 @@ class DaemonLink:
         if not future.cancelled() and future.exception() is not None:
             self._asked.pop(trigger_id, None)
             self._on_event(station, TriggerAnswered(trigger_id, None))
+
+    async def _amend(self) -> None:
+        """Sends what waits. Its own task and socket: no trigger, verdict or heartbeat ever stands behind it."""
+        while True:
+            self._send_amendments()
+            await asyncio.sleep(_TRY_S)
+
+    async def flush(self, seconds: float) -> None:
+        """At the end: a little time for what waits, while the daemon takes it. What is left is lost, and said."""
+        give_up_s = time.monotonic() + seconds
+        while len(self.amendments) and self._taken and time.monotonic() < give_up_s:
+            await asyncio.sleep(_TRY_S)
+        if len(self.amendments):
+            log.warning("%d amendments were not taken by the daemon and are lost", len(self.amendments))
+
+    def _send_amendments(self) -> None:
+        for request in self.amendments.due(time.monotonic_ns()):
+            sent = self._sockets["amendments"].send_multipart([b"", encode_request(request)], zmq.DONTWAIT)
+            sent.add_done_callback(lambda future, request=request: self._amendment_sent(request, future))
+
+    def _amendment_sent(self, request: AmendmentRequest, future: "asyncio.Future[Any]") -> None:
+        if future.cancelled() or future.exception() is None:
+            return
+        self.amendments.not_sent(request.request_id, time.monotonic_ns())
+        if self._taken:
+            self._taken = False
+            log.warning(
+                "the daemon takes no amendments at %s; %d wait", self._endpoints.amendments, len(self.amendments)
+            )
+
+    def _amended(self, frames: list[bytes]) -> None:
+        reply = decode_amendment_reply(frames[-1])
+        if not self._taken:
+            self._taken = True
+            log.info("the daemon takes amendments again; %d wait", len(self.amendments))
+        if refused := self.amendments.answered(reply, time.monotonic_ns()):
+            log.warning("%s", refused)
+        self._send_amendments()
 
     async def _hear(self, name: str, take: Callable[[list[bytes]], None]) -> None:
         socket = self._sockets[name]

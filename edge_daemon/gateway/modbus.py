@@ -16,7 +16,7 @@ from pymodbus.simulator import DataType, SimData, SimDevice
 from edge_daemon.gateway.errors import GatewayError
 from edge_daemon.gateway.registers import (
     COMMAND_ADDRESS,
-    COMMAND_WORDS,
+    COMMAND_LENGTHS,
     RESULT_ADDRESS,
     RESULT_WORDS,
     decode_command,
@@ -103,7 +103,7 @@ def _device(unit: int, station: PlcSide, on_fatal: Callable[[BaseException], Non
     return SimDevice(
         unit,
         simdata=[
-            SimData(COMMAND_ADDRESS, count=COMMAND_WORDS, values=0, datatype=DataType.REGISTERS),
+            SimData(COMMAND_ADDRESS, count=max(COMMAND_LENGTHS), values=0, datatype=DataType.REGISTERS),
             SimData(RESULT_ADDRESS, count=RESULT_WORDS, values=0, datatype=DataType.REGISTERS, readonly=True),
         ],
         action=action,
@@ -111,14 +111,14 @@ def _device(unit: int, station: PlcSide, on_fatal: Callable[[BaseException], Non
 
 
 def _write(station: PlcSide, address: int, values: list[int]) -> ExcCodes | None:
-    if (address, len(values)) != (COMMAND_ADDRESS, COMMAND_WORDS):
+    if address != COMMAND_ADDRESS or len(values) not in COMMAND_LENGTHS:
         return ExcCodes.ILLEGAL_ADDRESS
     station.wrote(decode_command(values))
     return None
 
 
 def _read(station: PlcSide, start: int, address: int, count: int, registers: list[int]) -> ExcCodes | None:
-    whole = {(COMMAND_ADDRESS, COMMAND_WORDS), (RESULT_ADDRESS, RESULT_WORDS)}
+    whole = {(RESULT_ADDRESS, RESULT_WORDS), *((COMMAND_ADDRESS, length) for length in COMMAND_LENGTHS)}
     if (address, count) not in whole:
         return ExcCodes.ILLEGAL_ADDRESS
     if address == RESULT_ADDRESS:

@@ -15,8 +15,17 @@ from edge_daemon.gateway.config import (
     Section,
     StationConfig,
 )
-from edge_daemon.gateway.registers import COMMAND_ADDRESS, COMMANDS, RESULT_ADDRESS, RESULTS, Register, placed
-from edge_daemon.gateway.words import Bits, CommandBits, ErrorCode, ReasonCode, Station, Verdict
+from edge_daemon.gateway.registers import (
+    COMMAND_ADDRESS,
+    COMMANDS,
+    REPORT_ADDRESS,
+    REPORTS,
+    RESULT_ADDRESS,
+    RESULTS,
+    Register,
+    placed,
+)
+from edge_daemon.gateway.words import Bits, CommandBits, Disposition, ErrorCode, ReasonCode, Station, Verdict
 
 _HEAD: Final = """\
 # The gateway to the PLC
@@ -64,6 +73,15 @@ _DIALOGUE: Final = """\
    (**Buffer Overrun**). Results may come in another order than the triggers: go by the id.
 5. An OK that is not acknowledged within `hold_ms` of its trigger becomes WITHDRAWN. A part without a verdict inside
    its window gets NO_VERDICT; three of these in a row are an **Error** that stays until **Clear Error** rises.
+6. What became of the part, as gate and reject sensor saw it, the PLC may report with its command block:
+   `disposition_id` and `disposition`, in the same request, until that is answered; then the next part's, or zeros. A
+   program that leaves the report out (6 registers instead of 9) works as before. Reports change no verdict.
+
+Whether the PLC took each verdict (`delivery`), and what it reports of the part (`disposition`), is added to the part's
+record on the line PC, each once: see [Records](records.md). A part that is reported as PASSED or GATE_FAILURE although
+no OK was shown for it is the alarm `passed_without_ok`. What cannot be told because the daemon is down waits in
+the gateway's memory, up to 20,000 entries (five minutes at 30 parts a second); older ones are dropped and counted, and
+a gateway that is killed loses them. A report on a part that this start of the gateway did not trigger is counted only.
 
 Ids are the PLC's own. 0 is none; after 4294967295 comes 1; a restarted PLC may begin with any. An id that is still in
 use is refused, and the older part's result withdrawn. Each scan takes two requests, so that some twenty parts a
@@ -89,7 +107,10 @@ window of this PC's monotonic clock.
 - Track each part by its id from photo-eye to gate. Never take "the next result" for "the next part".
 - Acknowledge every result, also one whose id is unknown.
 - Compare `layout` with {layout}, so that another map is noticed.
-- Check the gate: a reject sensor that does not see what the gate should have thrown stops the line.
+- Check the gate: a reject sensor that does not see what the gate should have thrown stops the line, and is reported
+  as GATE_FAILURE.
+- Report what **sensors** saw, not what was commanded: PASSED behind the gate, REJECTED in the chute. Report each part
+  after its trigger's answer and before its id is used again, and repeat the report until its request is answered.
 """
 
 _EXAMPLE: Final = """\
@@ -105,6 +126,8 @@ bits.1 := triggering;                           // Trigger
 Write[0] := bits;                 Write[1] := jobId;
 Write[2] := WORD(trigId / 65536); Write[3] := WORD(trigId MOD 65536);
 Write[4] := WORD(ackId / 65536);  Write[5] := WORD(ackId MOD 65536);
+Write[6] := WORD(toldId / 65536); Write[7] := WORD(toldId MOD 65536);
+Write[8] := told;                               // leave 6 to 8 out if you report nothing: 6 registers then
 io(ok => fresh, read => R);                     // fresh: both requests of this cycle were answered
 
 IF fresh AND R[0] = {layout} THEN
@@ -143,6 +166,16 @@ END_IF;
 IF atGate.rising THEN
     eject := NOT (good AND moved AND NOT still.Q);  // everything else is rejected
     good := FALSE; tracked := FALSE;
+    goneId := trigId; watch := TRUE;            // what do the sensors see of it?
+END_IF;
+
+sensors(IN := watch, PT := tSensors);           // Q when neither has seen it in time
+IF watch AND (passSensor.rising OR rejectSensor.rising OR sensors.Q) THEN
+    toldId := goneId; watch := FALSE;
+    IF rejectSensor.rising THEN told := 2;      // REJECTED
+    ELSIF passSensor.rising AND NOT eject THEN told := 1;   // PASSED
+    ELSIF eject THEN told := 3; stop := TRUE;   // GATE_FAILURE: it may have passed
+    ELSE told := 5; END_IF;                     // LOST
 END_IF;
 ```
 """
@@ -184,6 +217,9 @@ def gateway_page() -> str:
         "## Registers\n\nHolding registers, high word first; each block whole, in one request (functions 3, 4, 16,\n"
         "23). Anything less is refused.\n\nPLC to gateway:\n",
         register_table(COMMANDS, COMMAND_ADDRESS) + "\n\n" + _bits("command", CommandBits),
+        "and right after it, in the same request, from who reports:\n",
+        register_table(REPORTS, REPORT_ADDRESS) + "\n",
+        _codes("disposition", Disposition, "{}"),
         "Gateway to PLC:\n",
         register_table(RESULTS, RESULT_ADDRESS) + "\n\n" + _bits("status", Bits),
         _codes("verdict", Verdict, "16#{:04X}"),

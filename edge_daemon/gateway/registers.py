@@ -31,6 +31,12 @@ COMMANDS: Final = (
 )
 """PLC to gateway, from `COMMAND_ADDRESS`."""
 
+REPORTS: Final = (
+    Register("disposition_id", 2, "Acquisition Id of the part that you report on; 0 for none"),
+    Register("disposition", 1, "what became of it, see below; 0 for nothing to report"),
+)
+"""PLC to gateway, right after the commands, in the same request. A program that knows nothing of it leaves it out."""
+
 RESULTS: Final = (
     Register("layout", 1, f"always {LAYOUT_VERSION}; anything else is not this map"),
     Register("status", 1, "bits, see below"),
@@ -52,6 +58,10 @@ RESULTS: Final = (
 """Gateway to PLC, from `RESULT_ADDRESS`."""
 
 COMMAND_WORDS: Final = sum(register.words for register in COMMANDS)
+REPORT_ADDRESS: Final = COMMAND_ADDRESS + COMMAND_WORDS
+REPORT_WORDS: Final = sum(register.words for register in REPORTS)
+COMMAND_LENGTHS: Final = (COMMAND_WORDS, COMMAND_WORDS + REPORT_WORDS)
+"""The command block comes alone, or with the report."""
 RESULT_WORDS: Final = sum(register.words for register in RESULTS)
 
 
@@ -107,18 +117,23 @@ def decode_block(words: Sequence[int]) -> Block | None:
 
 
 def encode_command(command: Command) -> list[int]:
-    """COMMAND_WORDS registers."""
+    """COMMAND_WORDS registers, and REPORT_WORDS more where the PLC reports on a part."""
     bits = CommandBits.NONE
     bits |= CommandBits.TRIGGER_ENABLE if command.trigger_enable else CommandBits.NONE
     bits |= CommandBits.TRIGGER if command.trigger else CommandBits.NONE
     bits |= CommandBits.CLEAR_ERROR if command.clear_error else CommandBits.NONE
     bits |= CommandBits.SET_OFFLINE if command.set_offline else CommandBits.NONE
-    return _encode(COMMANDS, (bits, command.job_id, command.acquisition_id, command.acknowledged_id))
+    words = _encode(COMMANDS, (bits, command.job_id, command.acquisition_id, command.acknowledged_id))
+    if command.disposition_id or command.disposition:
+        words += _encode(REPORTS, (command.disposition_id, command.disposition))
+    return words
 
 
 def decode_command(words: Sequence[int]) -> Command:
-    """Inverse of `encode_command`; bits without a meaning are passed over. words: COMMAND_WORDS of them."""
-    bits, job_id, acquisition_id, acknowledged_id = _decode(COMMANDS, words)
+    """Inverse of `encode_command`; bits without a meaning are passed over. words: as many as COMMAND_LENGTHS says."""
+    bits, job_id, acquisition_id, acknowledged_id = _decode(COMMANDS, words[:COMMAND_WORDS])
+    report = words[COMMAND_WORDS:]
+    disposition_id, disposition = _decode(REPORTS, report) if report else (0, 0)
     return Command(
         trigger_enable=bool(bits & CommandBits.TRIGGER_ENABLE),
         trigger=bool(bits & CommandBits.TRIGGER),
@@ -127,6 +142,8 @@ def decode_command(words: Sequence[int]) -> Command:
         job_id=job_id,
         acquisition_id=acquisition_id,
         acknowledged_id=acknowledged_id,
+        disposition_id=disposition_id,
+        disposition=disposition,
     )
 
 

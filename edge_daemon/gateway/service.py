@@ -10,10 +10,22 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from edge_daemon.gateway.amendments import amendment
 from edge_daemon.gateway.config import GatewayConfig
-from edge_daemon.gateway.dialogue import AskDaemon, Dialogue, DialogueSettings, Event, Note, PlcWrote, ResultCame, Tick
+from edge_daemon.gateway.dialogue import (
+    AskDaemon,
+    Dialogue,
+    DialogueSettings,
+    Event,
+    Note,
+    PlcWrote,
+    ResultCame,
+    Tell,
+    Tick,
+)
 from edge_daemon.gateway.errors import GatewayError
 from edge_daemon.gateway.link import DaemonEndpoints, DaemonLink
 from edge_daemon.gateway.words import Block, Command
@@ -28,6 +40,7 @@ log = logging.getLogger(__name__)
 # Windows are closed at every event and at every read; ticks only make the log timely.
 _TICK_S: Final = 0.05
 _CLOSING_S: Final = 10.0
+_FLUSH_S: Final = 1.0
 
 
 class StationSession:
@@ -38,10 +51,12 @@ class StationSession:
         settings: DialogueSettings,
         run: str,
         ask: Callable[[str, AskDaemon], None],
+        tell: Callable[[str, Tell], None],
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.dialogue = Dialogue(settings, run)
         self._ask = ask
+        self._tell = tell
         self._clock_ns = clock_ns
 
     def feed(self, event: Event) -> None:
@@ -50,6 +65,8 @@ class StationSession:
             match effect:
                 case AskDaemon():
                     self._ask(self.dialogue.settings.station, effect)
+                case Tell():
+                    self._tell(self.dialogue.settings.station, effect)
                 case Note(text):
                     log.warning("%s", text, extra=fields(station=self.dialogue.settings.station))
 
@@ -71,12 +88,12 @@ class Gateway:
         self._run_id = os.urandom(4).hex()
         daemon = config.daemon
         self._link = DaemonLink(
-            DaemonEndpoints(daemon.results, daemon.status, daemon.triggers, daemon.key),
+            DaemonEndpoints(daemon.results, daemon.status, daemon.triggers, daemon.key, daemon.amendments),
             config.stations,
             self._from_daemon,
         )
         self.sessions = {
-            name: StationSession(station.settings(name), self._run_id, self._link.ask)
+            name: StationSession(station.settings(name), self._run_id, self._link.ask, self._told)
             for name, station in config.stations.items()
         }
         self._stop = asyncio.Event()
@@ -108,6 +125,7 @@ class Gateway:
                 await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
             finally:
                 self._notifier.stopping(_CLOSING_S)
+                await self._link.flush(_FLUSH_S)
                 for task in (*tasks, stopped):
                     task.cancel()
                 ends = await asyncio.gather(*tasks, stopped, return_exceptions=True)
@@ -143,6 +161,10 @@ class Gateway:
         log.critical("the gateway ends: %s", exc, exc_info=exc)
         self._fault = exc
         self.stop()
+
+    def _told(self, station: str, tell: Tell) -> None:
+        utc = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._link.amendments.put(amendment(station, tell, self._run_id, utc))
 
     def _from_daemon(self, station: str, event: Event) -> None:
         session = self.sessions.get(station)

@@ -140,6 +140,8 @@ class ReasonCode(IntEnum):
     """The picture was taken so late that it may show another part."""
     GOLDEN_SAMPLE = 118
     """A sample picture of the recipe came out wrong: nothing that was judged meanwhile counts."""
+    CAMERA_SETTINGS = 119
+    """The camera is not set as it was for the recipe's pictures: exposure, gain, region or the like."""
     OTHER = 199
     """A word that this gateway does not know."""
 
@@ -154,6 +156,24 @@ class ReasonCode(IntEnum):
             return named[reason]
         known = {code.name.lower(): code for code in cls if cls.LATE <= code < cls.OTHER}
         return known.get(reason, cls.OTHER) if reason else cls.NONE
+
+
+class Disposition(IntEnum):
+    """What really became of a part, as gate and reject sensor saw it. Part of the PLC's contract: numbers never
+    change."""
+
+    NONE = 0
+    """Nothing to report."""
+    PASSED = 1
+    """Went on as good."""
+    REJECTED = 2
+    """Thrown out, and the reject sensor saw it."""
+    GATE_FAILURE = 3
+    """Should have been thrown out, and the reject sensor did not see it: it may have passed. Stop the line."""
+    REMOVED = 4
+    """Taken off by hand before the gate."""
+    LOST = 5
+    """Did not come to the gate."""
 
 
 class Bits(IntFlag):
@@ -211,7 +231,8 @@ class Command:
     """What the PLC writes, all of it in one request.
 
     acquisition_id: of the part that Trigger is for; acknowledged_id: Inspection Results Ack, the id of the result that
-    the PLC has taken, 0 for none; job_id: number of the product, 0 where the PLC leaves it to the operator.
+    the PLC has taken, 0 for none; job_id: number of the product, 0 where the PLC leaves it to the operator;
+    disposition_id, disposition: of which part the PLC reports what (`Disposition`), 0 for none: nobody has to.
     """
 
     trigger_enable: bool = False
@@ -221,6 +242,8 @@ class Command:
     job_id: int = 0
     acquisition_id: int = 0
     acknowledged_id: int = 0
+    disposition_id: int = 0
+    disposition: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from edge_daemon.gateway.dialogue import (
     Tick,
     TriggerAnswered,
 )
-from edge_daemon.gateway.words import Bits, Block, Command, ErrorCode, ReasonCode, ShownResult, Verdict
+from edge_daemon.gateway.words import Bits, Block, Command, Disposition, ErrorCode, ReasonCode, ShownResult, Verdict
 from edge_daemon.wire.messages import CameraStatus, Inspection, RecipeRef, Status, TriggerReply, ViewMessage
 from tests.wire_kit import inspection, view
 
@@ -255,8 +255,9 @@ class Rig:
     def trigger(self, acquisition_id: int, job_id: int = 1) -> Trigger | None:
         """Trigger rises; what the daemon was asked, None when it was not."""
         count = len(self.triggers)
-        for trigger in self.of(acquisition_id):
-            trigger.void = True
+        if not self.command.trigger:  # a level that stands is no new part
+            for trigger in self.of(acquisition_id):
+                trigger.void = True
         self.write(trigger=True, acquisition_id=acquisition_id, job_id=job_id)
         return self.triggers[-1] if len(self.triggers) > count else None
 
@@ -485,8 +486,15 @@ def answer_held_up(rig: Rig) -> None:
     rig.wait(ANSWER + 1)
 
 
+def gate_reports(rig: Rig) -> None:
+    """That part 1 passed: whatever the gate says, it is no verdict."""
+    rig.write(disposition_id=1, disposition=Disposition.PASSED)
+    rig.write(disposition_id=0, disposition=0)
+
+
 FAULTS = [
     nothing,
+    gate_reports,
     answer_held_up,
     station_error,
     camera_hung,
@@ -794,7 +802,21 @@ def release_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "objection", objection)
 
 
+def believe_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What passed must have been good."""
+    original = Dialogue._report
+
+    def report(self: Dialogue, acquisition_id: int, code: int) -> None:
+        original(self, acquisition_id, code)
+        for part in self.open_parts:
+            if part.acquisition_id == acquisition_id and code == Disposition.PASSED:
+                self._end(part, ShownResult(acquisition_id, Verdict.OK, ReasonCode.NONE, 1))
+
+    monkeypatch.setattr(Dialogue, "_report", report)
+
+
 MUTANTS = [
+    believe_the_gate,
     hold_ok_over,
     compare_no_id,
     make_a_heartbeat,
