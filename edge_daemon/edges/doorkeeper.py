@@ -10,11 +10,11 @@ Limits and what happens at them: `ConnectionLimits`; a handshake that takes long
 import logging
 import os
 import struct
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 import zmq
@@ -22,6 +22,7 @@ import zmq
 from edge_daemon.edges.connections import Connection, ConnectionLimits, Connections
 from edge_daemon.edges.door import LOCAL, Peer, Visitor, connection_of, property_of
 from edge_daemon.edges.keyring import KeyChanges, KeyRing
+from edge_daemon.edges.owner import SocketOwner
 from edge_daemon.edges.sockets import EndpointError, Wake
 from edge_daemon.errors import EdgeError
 from edge_daemon.wire.roles import SOCKETS
@@ -52,7 +53,7 @@ _ADDRESSES_KEPT: Final = 1_000
 Tell = Callable[[str, str], None]
 
 
-class Doorkeeper:
+class Doorkeeper(SocketOwner):
     """The door of all sockets of one context. `open` before the first of them is bound, `close` after the last.
 
     keyring: None where no keys are used, on loopback only; connections are limited there as well
@@ -68,20 +69,18 @@ class Doorkeeper:
         limits: ConnectionLimits | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        super().__init__("doorkeeper")
         self._context = context
         self._keyring = keyring
         self._tell = tell
         self._clock_ns = clock_ns
         self._connections = Connections(limits or ConnectionLimits())
-        self._lock = threading.Lock()  # guards the counters and _new_monitors
+        # Guarded by the lock, with the counters.
         self._new_monitors: deque[tuple[str, str]] = deque()
         self._refused = self._untold = 0
         self._addresses: Counter[str] = Counter()
         self._accept_failed = 0
         self._cut_told_ns: int | None = None
-        self._running = False
-        self._wake: Wake | None = None
-        self._thread: threading.Thread | None = None
         self._looked_ns = 0
         self._fault = ""
         # These belong to the thread.
@@ -90,8 +89,7 @@ class Doorkeeper:
 
     def open(self) -> None:
         """Raises EndpointError when this context has a doorkeeper already."""
-        if self._thread is not None:
-            raise EdgeError("the doorkeeper is at the door already")
+        self._must_be_closed()
         zap = self._context.socket(zmq.REP)
         zap.setsockopt(zmq.LINGER, 0)
         try:
@@ -100,31 +98,7 @@ class Doorkeeper:
             zap.close(0)
             raise EndpointError(f"another authenticator answers in this context: {exc}") from exc
         self._looked_ns = self._clock_ns()
-        self._wake = Wake()
-        self._running = True
-        self._thread = threading.Thread(target=self._run, args=(zap, self._wake), name="doorkeeper", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """May be called twice."""
-        with self._lock:
-            self._running = False
-            if self._wake is not None:
-                self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        with self._lock:
-            if self._wake is not None:
-                self._wake.close()
-                self._wake = None
-
-    def __enter__(self) -> "Doorkeeper":
-        self.open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._begin(partial(self._run, zap))
 
     # --- for the threads that own the sockets -------------------------------------------------------------------
 
@@ -143,8 +117,7 @@ class Doorkeeper:
         socket.monitor(told_at, _EVENTS)
         with self._lock:
             self._new_monitors.append((name, told_at))
-            if self._wake is not None:
-                self._wake.set()
+            self._awaken()
 
     def visitor(self, name: str, frame: zmq.Frame) -> Visitor | None:
         """Who sent a frame, by the list of now. None: nobody any more; the connection has been ended."""

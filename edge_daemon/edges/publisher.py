@@ -9,17 +9,17 @@ images      32   the oldest is dropped, counted; verdicts never wait for a pictu
 
 import contextlib
 import logging
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import zmq
 
 from edge_daemon.edges.door import Door, OpenDoor
+from edge_daemon.edges.owner import SocketOwner
 from edge_daemon.edges.sockets import Wake, bind
-from edge_daemon.errors import EdgeError
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +89,9 @@ class _Channel:
     by_connection: Counter[int] = field(default_factory=Counter)
 
 
-class Publisher:
+class Publisher(SocketOwner):
     """Three bound XPUB sockets, owned by one thread; every `publish_...` may be called from any thread and only
-    queues. False means not taken.
+    queues. False means not taken. `close` sends what is queued; unsent messages linger as configured.
 
     door:     who may subscribe; asked for each subscription
     on_fatal: told when the thread ends in a way nobody foresaw
@@ -107,24 +107,21 @@ class Publisher:
         door: Door | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
     ) -> None:
+        super().__init__("publisher")
         self._context = context
         self._config = config
         self._door = door or OpenDoor()
         self._on_fatal = on_fatal
-        self._lock = threading.Lock()  # guards everything below
+        # Guarded by the lock.
         self._results: deque[Frames] = deque()
         self._events: deque[Frames] = deque()
         self._status: dict[bytes, Frames] = {}
         self._images: deque[Frames] = deque()
         self._stats = PublisherStats()
-        self._running = False
-        self._wake: Wake | None = None
-        self._thread: threading.Thread | None = None
 
     def open(self) -> Endpoints:
         """Binds and starts. Raises EndpointError when a socket cannot be bound; nothing is left bound then."""
-        if self._thread is not None:
-            raise EdgeError("the publisher is open already")
+        self._must_be_closed()
         config = self._config
         wanted = (
             ("results", config.results, config.results_hwm),
@@ -151,34 +148,8 @@ class Publisher:
             for socket in sockets:
                 socket.close(0)
             raise
-        wake = Wake()
-        with self._lock:
-            self._wake = wake
-            self._running = True
-        self._thread = threading.Thread(target=self._run, args=(sockets, wake), name="publisher", daemon=True)
-        self._thread.start()
+        self._begin(partial(self._run, sockets))
         return Endpoints(*endpoints)
-
-    def close(self) -> None:
-        """Sends what is queued, closes the sockets (unsent messages linger as configured). May be called twice."""
-        with self._lock:
-            self._running = False
-            if self._wake is not None:
-                self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        with self._lock:
-            if self._wake is not None:
-                self._wake.close()
-                self._wake = None
-
-    def __enter__(self) -> "Publisher":
-        self.open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def publish_result(self, frames: Frames) -> bool:
         """Queues a result, as `encode_inspection` makes it."""
@@ -191,25 +162,25 @@ class Publisher:
     def publish_status(self, frames: Frames) -> bool:
         """Queues a status; replaces one of the same topic that has not gone out yet."""
         with self._lock:
-            if not self._running or self._wake is None:
+            if not self._running:
                 self._stats.status.not_taken += 1
                 return False
             self._stats.status_replaced += frames[0] in self._status
             self._status[frames[0]] = frames
-            self._wake.set()
+            self._awaken()
             return True
 
     def publish_image(self, frames: Frames) -> bool:
         """Queues pictures; when too many wait, the oldest are dropped."""
         with self._lock:
-            if not self._running or self._wake is None:
+            if not self._running:
                 self._stats.images.not_taken += 1
                 return False
             if len(self._images) >= IMAGES_QUEUE:
                 self._images.popleft()
                 self._stats.images.not_taken += 1
             self._images.append(frames)
-            self._wake.set()
+            self._awaken()
             return True
 
     @property
@@ -225,11 +196,11 @@ class Publisher:
 
     def _queue(self, queue: deque[Frames], frames: Frames, limit: int, stats: ChannelStats) -> bool:
         with self._lock:
-            if not self._running or self._wake is None or len(queue) >= limit:
+            if not self._running or len(queue) >= limit:
                 stats.not_taken += 1
                 return False
             queue.append(frames)
-            self._wake.set()
+            self._awaken()
             return True
 
     # --- the thread that owns the sockets -----------------------------------------------------------------------

@@ -9,17 +9,18 @@ answer that its client does not read is dropped. All are counted.
 
 import hashlib
 import logging
-import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 import zmq
 
 from edge_daemon.edges.allowance import Allowance, Ruling
 from edge_daemon.edges.door import Door, OpenDoor, Peer, Visitor
+from edge_daemon.edges.owner import SocketOwner
 from edge_daemon.edges.sockets import Wake, bind
 from edge_daemon.errors import EdgeError, WireError
 from edge_daemon.wire.codec import (
@@ -145,7 +146,7 @@ class _Call(Generic[Q]):
     answered: bool = False
 
 
-class RequestServer(Generic[Q, A]):
+class RequestServer(SocketOwner, Generic[Q, A]):
     """Answers JSON requests. `open` binds and starts its thread; `close` refuses what is unanswered and stops.
 
     handle(request, reply): called in the server's thread and must return quickly; `reply(answer)` may be called from
@@ -175,6 +176,7 @@ class RequestServer(Generic[Q, A]):
         ended: Callable[[Peer, Q, A], None] | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
     ) -> None:
+        super().__init__(f"server-{dialogue.name}")
         self._context = context
         self._endpoint = endpoint
         self._dialogue: Dialogue[Q, A] = dialogue
@@ -190,11 +192,8 @@ class RequestServer(Generic[Q, A]):
         self._admit: Callable[[Peer, Q], Refusal | None] | None = admit
         self._ended: Callable[[Peer, Q, A], None] | None = ended
         self._on_fatal = on_fatal
-        self._lock = threading.Lock()  # guards _replies, _running, _wake and the counters
+        # Guarded by the lock, with the counters.
         self._replies: deque[tuple[_Call[Q], A]] = deque()
-        self._running = False
-        self._wake: Wake | None = None
-        self._thread: threading.Thread | None = None
         self._counts = {name: 0 for name in ServerStats.__slots__ if name != "outstanding"}
         # These belong to the thread.
         self._open_calls: set[_Call[Q]] = set()
@@ -208,8 +207,7 @@ class RequestServer(Generic[Q, A]):
 
     def open(self) -> str:
         """Binds and starts; the endpoint that was bound. Raises EndpointError."""
-        if self._thread is not None:
-            raise EdgeError(f"the server of {self._dialogue.name} is open already")
+        self._must_be_closed()
         socket, bound = bind(
             self._context,
             zmq.ROUTER,
@@ -220,36 +218,8 @@ class RequestServer(Generic[Q, A]):
             name=self._dialogue.name,
             door=self._door,
         )
-        wake = Wake()
-        with self._lock:
-            self._wake = wake
-            self._running = True
-        self._thread = threading.Thread(
-            target=self._run, args=(socket, wake), name=f"server-{self._dialogue.name}", daemon=True
-        )
-        self._thread.start()
+        self._begin(partial(self._run, socket))
         return bound
-
-    def close(self) -> None:
-        """Answers what is unanswered with `stopped` and ends. May be called twice."""
-        with self._lock:
-            self._running = False
-            if self._wake is not None:
-                self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        with self._lock:
-            if self._wake is not None:
-                self._wake.close()
-                self._wake = None
-
-    def __enter__(self) -> "RequestServer[Q, A]":
-        self.open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def stats(self) -> ServerStats:
         with self._lock:
@@ -427,7 +397,7 @@ class RequestServer(Generic[Q, A]):
         with self._lock:
             if self._wake is not None:
                 self._replies.append((call, answer))
-                self._wake.set()
+                self._awaken()
 
     def _end(self, socket: zmq.Socket[bytes], call: _Call[Q], answer: A) -> None:
         """The one answer of a request; kept for a client that asks again."""
