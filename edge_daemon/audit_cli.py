@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_daemon.arguments import count
+
 if TYPE_CHECKING:
     from edge_daemon.edges.audit import AuditEntry
 
@@ -40,18 +42,11 @@ def add_audit(
     )
     add_config(audit)
     audit.add_argument("--file", type=Path, metavar="FILE", help="this trail, whatever the configuration says")
-    audit.add_argument("--last", type=_count, metavar="N", help="only the last N that are left")
+    audit.add_argument("--last", type=count, metavar="N", help="only the last N that are left")
     audit.add_argument("--who", metavar="NAME", help="only of this client")
     audit.add_argument("--command", metavar="NAME", help="only this command")
     audit.add_argument("--json", action="store_true", help="one JSON object a line")
     audit.set_defaults(run=_show)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return value
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_daemon import __version__, logs
+from edge_daemon.arguments import count
 from edge_daemon.audit_cli import add_audit
 from edge_daemon.errors import ConfigError, EdgeError
 from edge_daemon.journal_cli import add_journal
@@ -222,7 +223,7 @@ def _add_cameras(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     kept = grab.add_mutually_exclusive_group()
     kept.add_argument("--out", type=Path, metavar="FILE.png", help="keep the picture, lossless")
     kept.add_argument("--save", type=Path, metavar="DIR", help="take pictures to learn from into this folder")
-    grab.add_argument("--count", type=_count, default=1, metavar="N", help="with --save: how many (default 1)")
+    grab.add_argument("--count", type=count, default=1, metavar="N", help="with --save: how many (default 1)")
     grab.add_argument(
         "--every", type=_seconds, default=0.0, metavar="S", help="with --save: seconds between two (default: none)"
     )
@@ -384,12 +385,6 @@ def _cameras(arguments: argparse.Namespace) -> int:
     else:
         print(listing_text(listing))
     return status
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of pictures, 1 or more")
-    return int(text)
 
 
 def _seconds(text: str) -> float:

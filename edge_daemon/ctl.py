@@ -14,6 +14,7 @@ from typing import Any, Final, TextIO
 from pydantic import ValidationError
 
 from edge_daemon import client
+from edge_daemon.arguments import count
 from edge_daemon.client import ControlClient, NoAnswerError, RefusedError, Subscriber, TriggerClient
 from edge_daemon.ctl_keys import add_keys
 from edge_daemon.errors import EdgeError
@@ -160,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     job.add_argument("--wait", action="store_true", help="until it is done or has failed")
     watch = add("watch", _watch, "One line a part, until Ctrl-C.")
     watch.add_argument("--station", help="only this one (default: all)")
-    watch.add_argument("--count", type=_count, metavar="N", help="stop after N parts")
+    watch.add_argument("--count", type=count, metavar="N", help="stop after N parts")
     watch.add_argument("--idle", type=_seconds, metavar="S", help="stop when nothing came for S seconds")
     return parser
 
@@ -207,13 +208,6 @@ def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError("a positive number of seconds")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("at least 1")
     return value
 
 
