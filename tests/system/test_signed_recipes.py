@@ -205,7 +205,9 @@ def test_a_locked_key_wants_its_passphrase(recipes, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", os.urandom(64)]
+    "content",
+    [b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", os.urandom(64)],
+    ids=["empty", "broken", "noise"],
 )
 def test_what_is_no_key_signs_nothing(recipes, tmp_path, content, capsys):
     (tmp_path / "no.key").write_bytes(content)
