@@ -108,10 +108,10 @@ class Table:
         left[:, -1] = 1
         if norms is None:
             norms = np.einsum("qd,qd->q", left[:, :-1], left[:, :-1]).astype(np.float64)
-        return Questions(left, norms, norms * (1 - self.kappa) - self._vanished)
+        return Questions(left, norms, norms * (1 - self.kappa) - self.vanished)
 
     @property
-    def _vanished(self) -> float:
+    def vanished(self) -> float:
         """Covers products and squares that vanish below the smallest float32."""
         return float(self.right.shape[0] * 1e-36)
 
@@ -125,7 +125,7 @@ class Table:
         known as float32, hence the 3.
         """
         sizes = questions.norms[which] + self.right[-1, rows]
-        return np.asarray(products + questions.offset[which] + (3 * self.kappa) * sizes + 4 * self._vanished)
+        return np.asarray(products + questions.offset[which] + (3 * self.kappa) * sizes + 4 * self.vanished)
 
     def products(self, left: NDArray[np.float32], start: int, stop: int) -> NDArray[np.float32]:
         """Products of `Questions.left` with the rows start to stop, (Q, stop − start) float32."""

@@ -1,13 +1,14 @@
 """Nearest bank rows by matrix products, each proven by direct difference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_daemon.core.bounds import Questions, Rotation, Table, squared_norms
+from edge_daemon.core.bounds import Questions, Rotation, Table, multiply, squared_norms
+from edge_daemon.core.cells import Cells
 from edge_daemon.core.distances import pair_distances, squared_distances, upper_bounds
 from edge_daemon.core.proof import Nearest
 
@@ -16,6 +17,13 @@ from edge_daemon.core.proof import Nearest
 _QUERIES = 1024
 _BLOCK_VALUES = 1 << 20
 _NARROWEST, _WIDEST = 1 << 10, 1 << 14
+
+# A bank of fewer rows is read as a whole for less than asking which cells to leave out.
+_CELLS_FROM_ROWS = 1 << 14
+
+# Values of one block of cells: many enough for the calls of numpy that each takes, few enough for queries that keep
+# different cells not to share one.
+_CELL_BLOCK_VALUES = 1 << 17
 
 # Candidates kept before they are decided: 6 MB, also where all rows are equally near.
 _KEPT_PAIRS = 1 << 18
@@ -63,7 +71,7 @@ class ExactSearch:
 
     The tables hold the rows shuffled, so that every block of them is a sample of the bank: a query that needs
     only some row nearer than the floor finds one in the first block. A coreset is in the order of its picks,
-    the outliers first.
+    the outliers first. Of a large bank only the first blocks are such a sample; the other rows lie in cells.
     """
 
     def __init__(self, bank: NDArray[np.float32], reduced: int = 0) -> None:
@@ -73,9 +81,18 @@ class ExactSearch:
         centred = self.bank[self._order]
         centred -= self._mean
         norms = squared_norms(centred)
-        self._full = Table(centred, norms)
         self._rotation = Rotation.of(centred, reduced) if 0 < reduced < bank.shape[1] - 1 else None
-        self._reduced = Table(self._rotation.reduce(centred, norms), norms) if self._rotation else None
+        self._reduced: Table | None = None
+        self._cells: Cells | None = None
+        if self._rotation:
+            rows = self._rotation.reduce(centred, norms)
+            if len(bank) >= _CELLS_FROM_ROWS:
+                self._cells = Cells.of(rows, norms)
+                place = self._cells.order
+                self._order, rows, norms = self._order[place], rows[place], norms[place]
+                centred = centred[place]
+            self._reduced = Table(rows, norms)
+        self._full = Table(centred, norms)
 
     def nearest(
         self,
@@ -116,7 +133,7 @@ class ExactSearch:
     def _in_full(self, x: NDArray[np.float32], floor: float, result: Nearest) -> None:
         questions = self._full.ask(x, centre=self._mean)
         upper = partial(self._full.upper, questions)
-        _Scan(self.bank, self._order, self._full, x, questions, upper, floor, result).run(None)
+        _Scan(self.bank, self._order, self._full, x, questions, upper, floor, result, self._in_cells(x)).run(None)
 
     def _in_reduced(self, x: NDArray[np.float32], floor: float, result: Nearest) -> NDArray[np.int64]:
         """Answer what the reduced table can; returns the queries for which it leaves too many rows."""
@@ -124,7 +141,20 @@ class ExactSearch:
         questions = self._ask_reduced(x)
         upper = partial(self._upper_by_difference, x)
         few = _FEW + int(len(self.bank) * _FEW_SHARE)
-        return _Scan(self.bank, self._order, self._reduced, x, questions, upper, floor, result).run(few)
+        cells = self._in_cells(x, questions)
+        return _Scan(self.bank, self._order, self._reduced, x, questions, upper, floor, result, cells).run(few)
+
+    def _in_cells(self, x: NDArray[np.float32], questions: Questions | None = None) -> "_InCells | None":
+        """The cells, as these queries see them; questions: those of the reduced table, if at hand."""
+        cells, table = self._cells, self._reduced
+        if cells is None or table is None:
+            return None
+
+        def ask(which: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            asked = questions[which] if questions else self._ask_reduced(x[which])
+            return cells.ask(asked.left[:, :-1], asked.norms, table.kappa, table.vanished)
+
+        return _InCells(cells.edges, ask)
 
     def _upper_by_difference(
         self,
@@ -158,6 +188,19 @@ class ExactSearch:
         return rows[np.argsort(squared, kind="stable")][:count]
 
 
+# Queries, rows of the table, and the products of these with those.
+_Block = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class _InCells:
+    """Where in the table each cell begins, and the last ends, (K + 1,) int64; ask: queries -> what
+    `Cells.ask` says of them."""
+
+    edges: NDArray[np.int64]
+    ask: Callable[[NDArray[np.int64]], tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+
 class _Scan:
     """One pass of some queries over a table, block by block.
 
@@ -177,31 +220,69 @@ class _Scan:
         upper: _Upper,
         floor: float,
         result: Nearest,
+        cells: _InCells | None = None,
     ) -> None:
         self._bank, self._order, self._table = bank, order, table
         self._x, self._questions, self._upper = x, questions, upper
-        self._floor, self._result = floor, result
+        self._floor, self._result, self._cells = floor, result, cells
         self._limit = questions.limits(result.squared)
         self._limit[result.squared < floor] = -np.inf
 
     def run(self, few: int | None) -> NDArray[np.int64]:
         """Fill the result; returns the queries for which more than `few` candidates are left, unanswered."""
-        active, left = np.arange(len(self._x)), self._questions.left
         waiting: list[_Pairs] = []
         skipped = [np.empty(0, np.int64)]
-        start = 0
-        while start < len(self._order) and len(active):
-            stop = start + self._width(start, len(active))
-            waiting += self._candidates(active, self._table.products(left, start, stop), start)
+        for active, places, products in self._blocks():
+            waiting += self._candidates(active, products, places)
             if sum(map(len, waiting)) > _KEPT_PAIRS:
                 skipped.append(self._decide(waiting, few))
                 waiting = []
+        skipped.append(self._decide(waiting, few))
+        return np.unique(np.concatenate(skipped))
+
+    def _blocks(self) -> Iterator[_Block]:
+        """Queries that are still open, rows of the table and their products, until every query has met every row that
+        is not proven to be farther than one it knows."""
+        active, left = np.arange(len(self._x)), self._questions.left
+        start, end = 0, len(self._order) if self._cells is None else int(self._cells.edges[0])
+        while start < end and len(active):
+            stop = min(end, start + self._width(start, len(active)))
+            yield active, np.arange(start, stop), self._table.products(left, start, stop)
             open_ = self._limit[active] > -np.inf
             if not open_.all():
                 active, left = active[open_], left[open_]
             start = stop
-        skipped.append(self._decide(waiting, few))
-        return np.unique(np.concatenate(skipped))
+        if end < len(self._order) and self._cells is not None and len(active):
+            yield from self._blocks_of_cells(active, self._cells)
+
+    def _blocks_of_cells(self, active: NDArray[np.int64], cells: _InCells) -> Iterator[_Block]:
+        """First the cell that each query lies in: what it finds there leaves few others, or closes it."""
+        centres, lower = cells.ask(active)
+        home = centres.argmin(axis=1)
+        own = home[:, None] == np.arange(lower.shape[1])
+        yield from self._kept_blocks(active, own, cells.edges)
+        own |= lower > self._result.squared[active][:, None]
+        yield from self._kept_blocks(active, ~own, cells.edges)
+
+    def _kept_blocks(
+        self, active: NDArray[np.int64], kept: NDArray[np.bool_], edges: NDArray[np.int64]
+    ) -> Iterator[_Block]:
+        """kept: (Q, K), which of the cells each query looks at."""
+        kept = kept & (self._limit[active] > -np.inf)[:, None]
+        for which in _grouped(kept.sum(axis=0), np.diff(edges), len(active)):
+            asking = kept[:, which].any(axis=1) & (self._limit[active] > -np.inf)
+            if not asking.any():
+                continue
+            who = active[asking]
+            left = self._questions.left[who]
+            runs = [(int(edges[i]), int(edges[i + 1])) for i in which]
+            places = np.concatenate([np.arange(start, stop) for start, stop in runs])
+            products = np.empty((len(who), len(places)), np.float32)
+            at = 0
+            for start, stop in runs:
+                multiply(left, self._table.right[:, start:stop], out=products[:, at : at + stop - start])
+                at += stop - start
+            yield who, places, products
 
     def _width(self, start: int, queries: int) -> int:
         """Rows of the next block: the more, the fewer queries are left; where one near row is enough, the first
@@ -209,7 +290,9 @@ class _Scan:
         widest = _WIDEST if self._floor == -np.inf else min(_WIDEST, max(_NARROWEST, 3 * start))
         return min(len(self._order) - start, widest, max(_BLOCK_VALUES // queries, _NARROWEST))
 
-    def _candidates(self, active: NDArray[np.int64], block: NDArray[np.float32], start: int) -> list[_Pairs]:
+    def _candidates(
+        self, active: NDArray[np.int64], block: NDArray[np.float32], places: NDArray[np.int64]
+    ) -> list[_Pairs]:
         """Rows of one block that may be nearest, the lowest product first; `block` is used up."""
         index = np.arange(len(active))
         column = block.argmin(axis=1)
@@ -217,9 +300,9 @@ class _Scan:
         asked = (least <= self._limit[active]).nonzero()[0]
         if not len(asked):
             return []
-        self._tighten(active[asked], least[asked], column[asked] + start)
+        self._tighten(active[asked], least[asked], places[column[asked]])
         asked = asked[least[asked] <= self._limit[active[asked]]]
-        found = [_Pairs(active[asked], self._order[column[asked] + start], least[asked])]
+        found = [_Pairs(active[asked], self._order[places[column[asked]]], least[asked])]
         block[asked, column[asked]] = np.inf
         part = block if len(asked) == len(active) else block[asked]
         second = part[index[: len(asked)], part.argmin(axis=1)]
@@ -228,7 +311,7 @@ class _Scan:
             part, who = part[more], active[asked[more]]
             hits = np.flatnonzero((part <= self._limit[who][:, None]).ravel())
             query, place = np.divmod(hits, part.shape[1])
-            found.append(_Pairs(who[query], self._order[place + start], part.ravel()[hits]))
+            found.append(_Pairs(who[query], self._order[places[place]], part.ravel()[hits]))
         return found
 
     def _tighten(self, who: NDArray[np.int64], least: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
@@ -289,6 +372,24 @@ class _Scan:
         place = query[nearer]
         known.squared[place], known.rows[place], known.exact[place] = squared[nearer], row[nearer], True
         self._limit[place] = self._questions.limits(squared[nearer], place)
+
+
+def _grouped(queries: NDArray[np.int64], rows: NDArray[np.int64], most: int) -> Iterator[list[int]]:
+    """Cells that some query keeps, as many at a time as fill a block.
+
+    queries, rows: (K,) int64, how many keep each cell, and its size; most: queries in all.
+    """
+    group: list[int] = []
+    width = height = 0
+    for cell in queries.nonzero()[0].tolist():
+        width += int(rows[cell])
+        height = min(most, height + int(queries[cell]))
+        if group and width * height > _CELL_BLOCK_VALUES:
+            yield group
+            group, width, height = [], int(rows[cell]), int(queries[cell])
+        group.append(cell)
+    if group:
+        yield group
 
 
 def _lowest_of_each(pairs: _Pairs, count: int) -> _Pairs:

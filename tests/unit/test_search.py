@@ -1,10 +1,13 @@
 """Search block by block against a plain scan: small blocks, floors, what is known before, and lies about it."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_daemon.core import cells
 from edge_daemon.core import search as module
 from edge_daemon.core.distances import LARGEST_SQUARED_NORM, scan, upper_bounds
 from edge_daemon.core.proof import Nearest
@@ -40,6 +43,10 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many blocks, parts and decisions on the way, where the product would need one."""
     for name, value in {"_QUERIES": 7, "_NARROWEST": 8, "_WIDEST": 32, "_KEPT_PAIRS": 40, "_BLOCK_VALUES": 64}.items():
         monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module, "_CELLS_FROM_ROWS", 100)
+    monkeypatch.setattr(module, "_CELL_BLOCK_VALUES", 64)
+    for name, value in {"_SAMPLE_ROWS": 20, "_ROWS_A_CELL": 6, "_MOST_CELLS": 16, "_LARGEST_CELL": 16}.items():
+        monkeypatch.setattr(cells, name, value)
 
 
 CASES = {
@@ -107,6 +114,46 @@ def test_a_bound_that_no_row_keeps_ends_in_an_error_and_not_in_a_guess() -> None
     lie = np.full(5, 1e-9)
     with pytest.raises(ValueError, match="neither a nearest row nor a bound"):
         ExactSearch(bank).nearest(queries, within=lie)
+
+
+@settings(max_examples=100, deadline=None)
+@given(kind=CASES["kind"], seed=st.integers(0, 2**32 - 1))
+def test_no_row_of_a_cell_is_nearer_than_the_cell_says(kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    bank, queries = _bank(rng, kind, 150, 12), _bank(rng, kind, 17, 12)
+    queries[:5] = bank[rng.integers(0, 150, 5)]
+    search = ExactSearch(bank, 3)
+    in_cells = search._in_cells(queries)
+    assert in_cells is not None
+    _, lower = in_cells.ask(np.arange(17))
+    distances = np.stack([scan(x, bank) for x in queries])[:, search._order]
+    for cell, (start, stop) in enumerate(itertools.pairwise(in_cells.edges)):
+        assert 0 < stop - start <= 16
+        assert (lower[:, cell, None] <= distances[:, start:stop]).all()
+    assert in_cells.edges[-1] == 150
+    assert sorted(search._order) == list(range(150))
+
+
+def test_of_separate_heaps_only_one_is_searched() -> None:
+    """What cells are for: of a hundred heaps far from each other, a query's products are those of its own."""
+    rng = np.random.default_rng(4)
+    heaps = (100 * rng.standard_normal((10, 12))).astype(np.float32)
+    bank = np.repeat(heaps, 100, axis=0) + rng.standard_normal((1000, 12)).astype(np.float32)
+    queries = (heaps + 0.1).astype(np.float32)
+    seen: list[int] = []
+    candidates = module._Scan._candidates
+
+    def watched(self: module._Scan, who: Array, block: Array, places: Array) -> list[module._Pairs]:
+        seen.append(block.size)
+        return candidates(self, who, block, places)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module._Scan, "_candidates", watched)
+        found = ExactSearch(bank, 3).nearest(queries)
+    row, squared = _reference(queries, bank)
+    assert (found.rows == row).all()
+    assert (found.squared == squared).all()
+    assert sum(seen) < 0.4 * len(bank) * len(queries)
 
 
 def test_equal_rows_everywhere_keep_no_more_candidates_than_stated(monkeypatch: pytest.MonkeyPatch) -> None:
