@@ -324,6 +324,7 @@ class Daemon:
                 any(camera.simulated for camera in cameras.values()),
                 self._wake.set,
                 self._make_pictures,
+                lambda event, message, severity, name=name: self._emit("alarm", name, event, message, severity),  # type: ignore[misc]
             )
             readers += own.values()
         self._compute.start()

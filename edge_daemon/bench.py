@@ -70,7 +70,7 @@ trigger = "free_run"
 deadline_ms = 60000
 queue = {queue}
 idle_check_s = 0
-views = [{{ camera = "c{n}", recipe = {recipe} }}]
+views = [{{ camera = "c{n}", recipe = {recipe}, camera_settings = "warn" }}]
 [stations.s{n}.images]
 publish = "never"
 """

@@ -269,6 +269,10 @@ class ViewConfig(Section):
     recipe: Annotated[str, Field(min_length=1, max_length=4096)]
     """A recipe of the store: `bottle` (the newest), `bottle@VERSION` or `bottle@DIGEST`; or the path of a
     `.recipe` file or folder, relative to this file, written with a `/` or ending in `.recipe`."""
+    camera_settings: Literal["require", "warn"] = "require"
+    """While the camera is not set as it was for the recipe's pictures (exposure, gain, region and whatever else it
+    reports; for recipes that say so). `require`: no part is judged. `warn`: an alarm, and parts are judged all the
+    same; for a camera that does not report what the recipe has, and for trials with recorded pictures."""
 
     @property
     def name(self) -> str:

@@ -24,7 +24,7 @@ _NOT_OF_THE_PICTURE = frozenset({"trigger", "line", "activation", "delay_us", "d
 # 1.2% of light.
 _RELATIVE, _DECIBEL = 0.01, 0.1
 _ROUNDING = 1e-9
-_MOST_TOLD = 16
+_MOST_TOLD, _LONGEST_TOLD = 16, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,4 +98,5 @@ def _shown(value: Value | None) -> str:
     """As JSON, which tells `1` from `"1"` and `true`."""
     if value is None:
         return "not there"
-    return f"{value:.10g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    text = f"{value:.10g}" if isinstance(value, float) else json.dumps(value)
+    return text if len(text) <= _LONGEST_TOLD else text[:_LONGEST_TOLD] + "…"

@@ -6,6 +6,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_daemon.core.camera_settings import Settings
+
 ClockQuality = Literal["ptp", "camera", "host"]
 """What `Frame.exposed_ns` rests on: a camera clock locked by PTP, the camera's free-running tick related to this PC's
 clock, or nothing but the arrival here."""
@@ -25,6 +27,8 @@ class Frame:
                 known but the arrival
     exposed_uncertainty_ns: how far off `exposed_ns` may be, either way
     clock_quality: what `exposed_ns` rests on
+    settings:   what the camera was set to when it took this, as read back from it; empty when it changed meanwhile,
+                None where nobody has asked
     """
 
     camera: str
@@ -36,6 +40,7 @@ class Frame:
     exposed_ns: int | None = None
     exposed_uncertainty_ns: int = 0
     clock_quality: ClockQuality = "host"
+    settings: Settings | None = None
 
     def __post_init__(self) -> None:
         self.pixels.flags.writeable = False

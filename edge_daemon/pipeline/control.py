@@ -245,7 +245,7 @@ class ControlDesk:
         self._refuse_what_fails(station, digests)
         # What was loaded and never run is not known to judge rightly now: it is loaded, and verified, anew.
         self._forget_unused()
-        live = self._recipes.activate(station.name, digests)
+        live = self._recipes.activate(station.name, digests, station.refuse_settings)
         station.activate(live)
         # A golden sample that came out wrong while the set was loaded: nobody has told this station.
         for other in self._stations.values():

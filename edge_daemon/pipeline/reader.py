@@ -2,9 +2,11 @@
 
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 
 from edge_daemon.cameras.base import Camera, CameraSilent, EndOfFrames, FrameLost
+from edge_daemon.core.camera_settings import Settings, canonical, counting
 from edge_daemon.core.clock import Clock
 from edge_daemon.core.decision import Reason
 from edge_daemon.core.frame import Frame
@@ -52,7 +54,7 @@ class CameraReader:
         self._sign_of_life_ns = 0
         self._reported_ns = 0
         self._in_step = False
-        self._reported_settings: Mapping[str, str | int | float | bool] = {}
+        self._reported_settings: str | None = None  # nothing was said yet, not even that there are none
         self._thread = threading.Thread(target=self._run, name=f"camera-{camera.name}", daemon=True)
 
     @property
@@ -179,18 +181,23 @@ class CameraReader:
         self._sign_of_life_ns = self._clock.monotonic_ns()
 
     def _report_when_due(self) -> None:
-        due = self._clock.monotonic_ns() - self._reported_ns >= _REPORT_NS
-        if due or self._camera.settings() != self._reported_settings:
+        if self._clock.monotonic_ns() - self._reported_ns >= _REPORT_NS:
             self._report()
+        else:
+            self._report_settings(self._camera.settings())
 
     def _report(self) -> None:
         """Tell the station what the camera counts and how it is set."""
         self._reported_ns = self._clock.monotonic_ns()
         self._station.camera_counters(self.name, self._camera.counters())
-        settings = self._camera.settings()
-        if settings != self._reported_settings:
+        self._report_settings(self._camera.settings())
+
+    def _report_settings(self, settings: Settings) -> None:
+        """As text: Python takes 1 and True for equal."""
+        text = canonical(settings)
+        if text != self._reported_settings:
             self._station.camera_settings(self.name, settings)
-            self._reported_settings = settings
+            self._reported_settings = text
 
     # -- frames --------------------------------------------------------------------------------------
 
@@ -232,9 +239,10 @@ class CameraReader:
         if self._clock.monotonic_ns() - inspection.accepted_ns > self._exposed_within_ns:
             return Reason.EXPOSED_LATE
         self._discard_old_frames()
+        before = self._camera.settings()
         asked_ns = self._clock.monotonic_ns()
         self._camera.trigger()
-        frame = self._await_frame(inspection, asked_ns)
+        frame = self._await_frame(inspection, asked_ns, before)
         if frame is None:
             return Reason.NO_FRAME
         self._sign_of_life_ns = frame.arrived_ns
@@ -254,12 +262,25 @@ class CameraReader:
         while self._camera.grab(0) is not None:
             self._station.frame_nobody_asked_for(self.name)
 
-    def _await_frame(self, inspection: OpenInspection, asked_ns: int) -> Frame | None:
+    def _grab(self, timeout_ns: int, before: Settings | None = None) -> Frame | None:
+        """The next frame, with what its camera was set to. before: what that was before the frame was asked for. The
+        station has heard of its settings by then. Raises CameraError."""
+        if before is None:
+            before = self._camera.settings()
+        frame = self._camera.grab(timeout_ns)
+        if frame is None:
+            return None
+        after = self._camera.settings()
+        self._report_settings(after)
+        unchanged = canonical(counting(before)) == canonical(counting(after))
+        return replace(frame, settings=after if unchanged else {})
+
+    def _await_frame(self, inspection: OpenInspection, asked_ns: int, before: Settings) -> Frame | None:
         """The first frame exposed after the trigger, or None when the time for it is up."""
         reserve_ns = min(FRAME_RESERVE_NS, (inspection.deadline_ns - inspection.accepted_ns) // 8)
         until_ns = min(asked_ns + self._frame_wait_ns, inspection.deadline_ns - reserve_ns)
         while (left_ns := until_ns - self._clock.monotonic_ns()) > 0 and not self._stop.is_set():
-            frame = self._camera.grab(left_ns)
+            frame = self._grab(left_ns, before)
             if frame is not None and _exposed_since(frame, asked_ns):
                 return frame
             if frame is not None:
@@ -271,14 +292,14 @@ class CameraReader:
         frame that came incomplete is no interruption: the camera counted it, and its part will have none."""
         due_ns, asked_ns = self._station.next_pulse_ns(self.name), self._clock.monotonic_ns()
         wait_ns = _POLL_NS if due_ns is None else min(max(0, due_ns - asked_ns), _POLL_NS)
-        frame = self._camera.grab(wait_ns)
+        frame = self._grab(wait_ns)
         if frame is None:
             self._check_when_silent()
         while frame is not None and not self._stop.is_set():
             self._sign_of_life_ns = frame.arrived_ns
             self._station.frame_of_pulse(self.name, frame)
             asked_ns = self._clock.monotonic_ns()
-            frame = self._camera.grab(0)
+            frame = self._grab(0)
         self._station.camera_answers(self.name)
         if frame is None and not self._camera.overdue:
             self._station.pulses_fetched(self.name, asked_ns)
@@ -298,7 +319,7 @@ class CameraReader:
             self._check_when_silent()
             return
         try:
-            frame = self._camera.grab(_POLL_NS)
+            frame = self._grab(_POLL_NS)
         except FrameLost:
             # A part may have been on it: it gets its record.
             self._station.frame_lost(self.name)

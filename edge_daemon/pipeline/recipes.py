@@ -3,7 +3,7 @@
 import json
 import os
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,9 +98,13 @@ class Recipes:
         self._remember({**remembered, station: named})
         return live
 
-    def activate(self, station: str, digests: Mapping[str, str]) -> LiveRecipeSet:
-        """Verify a set and make it the station's active one on disk. Raises EdgeError; then nothing changed."""
+    def activate(
+        self, station: str, digests: Mapping[str, str], refuse: Callable[[LiveRecipeSet], None] = lambda _live: None
+    ) -> LiveRecipeSet:
+        """Verify a set and make it the station's active one on disk. refuse: what else may be against it; raises
+        EdgeError. Raises EdgeError; then nothing changed."""
         live = self.load(station, digests)
+        refuse(live)
         self.store.activate(station, digests)
         return live
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from edge_daemon.config import StationConfig
 from edge_daemon.core.binding import Bound, Decision, Exposed, FrameBinder, Stray, Unbound
+from edge_daemon.core.camera_settings import Settings
 from edge_daemon.core.clock import Clock
 from edge_daemon.core.decision import (
     Bucket,
@@ -29,7 +30,9 @@ from edge_daemon.core.histogram import SECONDS, Distribution, Histogram
 from edge_daemon.core.states import State, StationEvent, step
 from edge_daemon.detectors.loading import ReadyRecipe
 from edge_daemon.edges.journal import Intent
-from edge_daemon.errors import JournalError
+from edge_daemon.errors import CameraSettingsError, JournalError
+from edge_daemon.pipeline.camera_match import advice as advice_on_settings
+from edge_daemon.pipeline.camera_match import set_otherwise
 from edge_daemon.pipeline.golden import GoldenSample, GoldenTurns, same_recipe
 from edge_daemon.pipeline.inspection import LiveRecipeSet, OpenInspection, ViewOutcome
 from edge_daemon.pipeline.messages import Identity, inspection_message
@@ -104,7 +107,7 @@ class _CameraState:
     inspected: int = 0
     untriggered: int = 0
     counters: Mapping[str, int] = field(default_factory=dict)
-    settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    settings: Settings | None = None  # as last read back; None before the camera was first open
 
 
 class Station:
@@ -115,6 +118,7 @@ class Station:
         self.config = config
         self.views = tuple(view.name for view in config.views)
         self._camera_of = {view.name: view.camera for view in config.views}
+        self._bound_to_settings = frozenset(view.name for view in config.views if view.camera_settings == "require")
         self.cameras = tuple(dict.fromkeys(view.camera for view in config.views))
         self._identity = identity
         self._clock = clock
@@ -155,6 +159,7 @@ class Station:
         self._request_frame: Mapping[str, Callable[[OpenInspection], None]] = {}
         self._changed: Callable[[], None] = _nothing
         self._on_pictures: Callable[[OpenInspection, Inspection], None] | None = None
+        self._on_alarm: Callable[[str, str, str], None] = _unheard
         if config.trigger == "hardware":
             window, now_ns = binding_window(config.hardware), clock.monotonic_ns()
             self._binders = {camera: FrameBinder(window, now_ns) for camera in self.cameras}
@@ -168,11 +173,13 @@ class Station:
         simulated: bool,
         changed: Callable[[], None],
         on_pictures: Callable[[OpenInspection, Inspection], None] | None,
+        on_alarm: Callable[[str, str, str], None] | None = None,
     ) -> None:
         """Connect the neighbours: who judges frames, who grabs them by camera, who hears of changes and
-        who makes pictures. simulated: any camera shows no real part."""
+        who makes pictures. simulated: any camera shows no real part. on_alarm: told of (name, message, severity) when
+        cameras and recipes do not go together, and when they do again."""
         self._submit, self._request_frame, self._simulated = submit, request_frame, simulated
-        self._changed, self._on_pictures = changed, on_pictures
+        self._changed, self._on_pictures, self._on_alarm = changed, on_pictures, on_alarm or _unheard
 
     # -- accepting -----------------------------------------------------------------------------------
 
@@ -314,7 +321,16 @@ class Station:
                 return
             inspection.frames[view] = frame
             inspection.camera_settings_digest = self._camera_settings_digest
-        self._submit(Work(self, inspection, view, frame))
+        self._hand_over(inspection, view, frame)
+
+    def _hand_over(self, inspection: OpenInspection, view: str, frame: Frame) -> None:
+        """Have a frame judged, unless it was taken with other settings than its recipe's pictures. The frame's own
+        settings count: the camera may have others by now."""
+        recipes = inspection.recipe_set
+        if view in self._bound_to_settings and recipes and set_otherwise(recipes.views[view], frame.settings):
+            self.view_done(inspection, view, ViewOutcome.failed(Reason.CAMERA_SETTINGS, frame))
+        else:
+            self._submit(Work(self, inspection, view, frame))
 
     def view_done(self, inspection: OpenInspection, view: str, outcome: ViewOutcome) -> None:
         """A view was judged, or could not be. The last one ends the inspection."""
@@ -496,7 +512,7 @@ class Station:
         view = self.views_of(camera)[0]
         for inspection, frame in bound:
             if inspection is not None:
-                self._submit(Work(self, inspection, view, frame))
+                self._hand_over(inspection, view, frame)
         self._finish_each(ends)
 
     def _decided(self, camera: str, decisions: Iterable[Decision[Frame]]) -> list[OpenInspection]:
@@ -547,7 +563,9 @@ class Station:
             self._warn_of_missing_limits(recipes)
             if self._state is State.PREOPERATIONAL:
                 self._state = step(self._state, StationEvent.RECIPES_VERIFIED)
+            told = self._compare_settings()
             self._settle()
+        self._tell(told)
         self._changed()
 
     def _change_golden(self, before: Mapping[str, ReadyRecipe], recipes: LiveRecipeSet) -> None:
@@ -665,13 +683,65 @@ class Station:
         with self._lock:
             self._camera_states[camera].counters = dict(counters)
 
-    def camera_settings(self, camera: str, settings: Mapping[str, str | int | float | bool]) -> None:
-        """The settings that were read back from the open camera; the digest of all cameras' goes into results."""
+    def camera_settings(self, camera: str, settings: Settings) -> None:
+        """The settings that were read back from the open camera; the digest of all cameras' goes into results. Called
+        before the camera is said to be up, and before a frame that was taken with them is handed in."""
         with self._lock:
             self._camera_states[camera].settings = dict(settings)
             of_all = {name: state.settings for name, state in self._camera_states.items() if state.settings}
             text = json.dumps(of_all, sort_keys=True, separators=(",", ":"))
             self._camera_settings_digest = hashlib.sha256(text.encode()).hexdigest() if of_all else ""
+            told = self._compare_settings()
+        self._tell(told)
+        if told:
+            self._changed()
+
+    def refuse_settings(self, recipes: LiveRecipeSet) -> None:
+        """Raises CameraSettingsError when a camera that is open now is not set as it was for the pictures of its
+        recipe. One that is not open is compared when it is."""
+        with self._lock:
+            for view in self.views:
+                camera, ready = self._camera_of[view], recipes.views[view]
+                state = self._camera_states[camera]
+                if view not in self._bound_to_settings or not state.connected:
+                    continue
+                if found := set_otherwise(ready, state.settings):
+                    raise CameraSettingsError(advice_on_settings(camera, ready, found, judged=False))
+
+    def _compare_settings(self) -> list[tuple[str, str, str]]:
+        """Raise and clear the alarms of views whose camera is, or is not, set as it was for the recipe's pictures.
+        Returns what is to be told of it: (name, message, severity)."""
+        told = []
+        for view in self.views:
+            key, required = f"camera settings {view}", view in self._bound_to_settings
+            known, problem = self._alarms.get(key, self._warnings.get(key, "")), self._settings_problem(view, required)
+            if problem == known:
+                continue
+            if not problem:
+                self._warnings.pop(key, None)
+                self._clear_alarm(key)
+                told.append(("camera_settings_clear", f"view {view}: the camera is set as the recipe says", "info"))
+            elif required:
+                self._raise_alarm(key, problem)
+                told.append(("camera_settings", f"view {view}: {problem}", "error"))
+            else:
+                self._warnings[key] = problem
+                told.append(("camera_settings", f"view {view}: {problem}", "warning"))
+        return told
+
+    def _settings_problem(self, view: str, required: bool) -> str:
+        """What is wrong with the settings of a view's camera, empty for nothing, or as long as it was never open."""
+        camera = self._camera_of[view]
+        settings = self._camera_states[camera].settings
+        if self._recipes is None or settings is None:
+            return ""
+        ready = self._recipes.views[view]
+        found = set_otherwise(ready, settings)
+        return advice_on_settings(camera, ready, found, judged=not required) if found else ""
+
+    def _tell(self, told: Iterable[tuple[str, str, str]]) -> None:
+        for name, message, severity in told:
+            self._on_alarm(name, message, severity)
 
     def frame_nobody_asked_for(self, camera: str) -> None:
         """A frame came without a trigger in triggered use; it is counted and never judged."""
@@ -977,4 +1047,8 @@ def _unattached(_work: Work) -> None:
 
 
 def _nothing() -> None:
+    return None
+
+
+def _unheard(_name: str, _message: str, _severity: str) -> None:
     return None

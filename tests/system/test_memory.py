@@ -61,6 +61,7 @@ def recipe_set() -> LiveRecipeSet:
         bank=SimpleNamespace(rows=1),
         view=SimpleNamespace(um_per_px=None),
         health=None,
+        camera=None,
     )
     recipe = SimpleNamespace(manifest=manifest, digest="d" * 64, golden=())
     ready = SimpleNamespace(recipe=recipe, detector=Detector(), provider="fake")

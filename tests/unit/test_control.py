@@ -15,20 +15,28 @@ WRONG = "score 3 instead of 1"
 
 
 class FakeRecipes:
-    """Digests are their own references. `loading` is called while a set is loaded."""
+    """Digests are their own references. `loading` is called while a set is loaded; cameras: what the manifest of a
+    digest says of the camera."""
 
     def __init__(self) -> None:
         self.loading: Callable[[], None] = lambda: None
+        self.cameras: dict[str, object] = {}
         self.said: list[str] = []
 
     def resolve(self, reference: str, _path: None) -> str:
         return reference
 
-    def activate(self, station: str, digests: Mapping[str, str]) -> LiveRecipeSet:
+    def activate(
+        self, station: str, digests: Mapping[str, str], refuse: Callable[[LiveRecipeSet], None]
+    ) -> LiveRecipeSet:
         self.loading()
         self.said.append(f"{station} loads")
-        sets = {view: live_recipes((view,), digest) for view, digest in digests.items()}
-        return LiveRecipeSet.of({view: live.views[view] for view, live in sets.items()})
+        sets = {
+            view: live_recipes((view,), digest, camera=self.cameras.get(digest)) for view, digest in digests.items()
+        }
+        live = LiveRecipeSet.of({view: live.views[view] for view, live in sets.items()})
+        refuse(live)
+        return live
 
     def keep_only(self, digests: set[str]) -> None:
         self.said.append("keeps " + " ".join(sorted(digest[0] for digest in digests)))

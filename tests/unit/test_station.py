@@ -59,7 +59,9 @@ class FakeOutbox:
         return sum((r.station, r.trigger_id) == (station, trigger_id) for r in self.records)
 
 
-def live_recipes(cameras: tuple[str, ...], digest: str = "d" * 64, health: object = "some") -> LiveRecipeSet:
+def live_recipes(
+    cameras: tuple[str, ...], digest: str = "d" * 64, health: object = "some", camera: object = None
+) -> LiveRecipeSet:
     thresholds = SimpleNamespace(lower=1.0, upper=1.0, pixel=1.0)
     manifest = SimpleNamespace(
         name="bottle",
@@ -69,6 +71,7 @@ def live_recipes(cameras: tuple[str, ...], digest: str = "d" * 64, health: objec
         backbone=SimpleNamespace(precision="fp32"),
         view=SimpleNamespace(um_per_px=None),
         health=health,
+        camera=camera,
     )
     golden = tuple(SimpleNamespace(file=file) for file in ("good.png", "damaged.png", "other.png"))
     recipe = SimpleNamespace(manifest=manifest, digest=digest, golden=golden, signed="nobody")
