@@ -50,6 +50,7 @@ from edge_daemon.wire.codec import (
 )
 from edge_daemon.wire.keys import ClientKey, read_client_key
 from edge_daemon.wire.messages import (
+    AmendmentRecord,
     ControlRequest,
     Inspection,
     JobState,
@@ -279,7 +280,13 @@ class Subscriber:
     # --- every record of the journal ----------------------------------------------------------------------------
 
     def follow(
-        self, keep: Callable[[Batch], None], *, until: Callable[[], bool] | None = None, check_s: float = 1.0
+        self,
+        keep: Callable[[Batch], None],
+        *,
+        until: Callable[[], bool] | None = None,
+        check_s: float = 1.0,
+        amend: Callable[[tuple[AmendmentRecord, ...]], None] | None = None,
+        amended_since: str = "",
     ) -> None:
         """Every record that the journal holds after `since` (without it: from its oldest on), then each new one.
 
@@ -287,6 +294,10 @@ class Subscriber:
                  batch counts as kept, the error goes to the caller, and the next call of `follow` begins there
         until:   asked between two batches and at least every `check_s`; True ends
         check_s: how often the daemon is asked for what did not arrive, when nothing comes
+        amend:   stores what became known of records later (what the PLC took, what the gate did), and the `position`
+                 of the last one, in one transaction; asked for every `check_s`. After a journal that was begun anew
+                 they begin with its oldest, so that one may come twice: by `result_id` and `body["amendment_id"]`
+        amended_since: position of the last amendment that is stored; empty for all
 
         At least once, in order by station and boot. With positions that are stored in the records' own transaction,
         exactly once; `result_id` is a second guard. A result that went out withdrawn (`journaled` false) is handed
@@ -300,6 +311,8 @@ class Subscriber:
             while until is None or not until():
                 if time.monotonic() >= check_at:
                     self._catch_up(asker, keep)
+                    if amend is not None:
+                        amended_since = self._catch_up_amendments(asker, amend, amended_since)
                     check_at = time.monotonic() + check_s
                 if self._socket.poll(max(0, round((check_at - time.monotonic()) * 1000))) and not self._live(keep):
                     self._catch_up(asker, keep)
@@ -342,6 +355,21 @@ class Subscriber:
                 self._catch_up_station(asker, keep, station)
         except (NoAnswerError, RefusedError):
             return
+
+    def _catch_up_amendments(
+        self, asker: "ReplayClient", amend: Callable[[tuple[AmendmentRecord, ...]], None], since: str
+    ) -> str:
+        """As far as there are any; the position reached."""
+        while True:
+            try:
+                reply = asker.amendments(since)
+            except (NoAnswerError, RefusedError):
+                return since
+            if reply.amendments:
+                amend(reply.amendments)
+                since = reply.amendments[-1].position
+            if not reply.more:
+                return since
 
     def _stations_to_ask(self, asker: "ReplayClient") -> list[str]:
         if self._station is not None:
@@ -491,6 +519,11 @@ class ReplayClient(_Asker):
                 request_id=uuid.uuid4().hex, station=station, boot=boot, boot_id=boot_id, first=first, last=last
             )
         )
+
+    def amendments(self, after: str = "") -> ReplayReply:
+        """What became known of records after they went out, of all stations, oldest first; `more` says whether to ask
+        again with the last one's position. Raises RefusedError, NoAnswerError."""
+        return self._request(ReplayRequest(request_id=uuid.uuid4().hex, amendments_after=after))
 
     def _request(self, request: ReplayRequest) -> ReplayReply:
         for body in self._ask(encode_request(request), None):

@@ -4,16 +4,19 @@
     python mes_postgres.py "host=mes dbname=quality" --results tcp://127.0.0.1:5561 --replay tcp://127.0.0.1:5566
 
 Records and the position after them are stored in one transaction. When this program, the database, the network or the
-daemon goes away, it goes on where the last transaction ended; the table ends as the journal on the line PC.
+daemon goes away, it goes on where the last transaction ended; the table ends as the journal on the line PC. What became
+known later (did the PLC take the verdict, what did the gate do?) comes the same way into a table of its own.
 """
 
 import argparse
+import json
 import sys
 import time
 
 import psycopg
 
 from edge_daemon.client import REPLAY, RESULTS, Batch, Position, Subscriber
+from edge_daemon.wire.messages import AmendmentRecord
 
 LAYOUT = """
 CREATE TABLE IF NOT EXISTS inspection (
@@ -23,6 +26,10 @@ CREATE TABLE IF NOT EXISTS inspection (
 CREATE TABLE IF NOT EXISTS position (
     station text PRIMARY KEY, boot bigint NOT NULL, seq bigint NOT NULL, boot_id text NOT NULL);
 CREATE TABLE IF NOT EXISTS gone (station text, boot bigint, first bigint, last bigint);
+CREATE TABLE IF NOT EXISTS amendment (
+    position text PRIMARY KEY, result_id text NOT NULL, station text NOT NULL, kind text NOT NULL, what text,
+    written_at timestamptz NOT NULL, body jsonb NOT NULL);
+CREATE TABLE IF NOT EXISTS amended_until (one integer PRIMARY KEY CHECK (one = 1), position text NOT NULL);
 """
 INSERT = """
 INSERT INTO inspection VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (result_id) DO NOTHING
@@ -30,6 +37,11 @@ INSERT INTO inspection VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CO
 MOVE = """
 INSERT INTO position VALUES (%s, %s, %s, %s)
 ON CONFLICT (station) DO UPDATE SET boot = EXCLUDED.boot, seq = EXCLUDED.seq, boot_id = EXCLUDED.boot_id
+"""
+
+AMEND = "INSERT INTO amendment VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (position) DO NOTHING"
+AMENDED = """
+INSERT INTO amended_until VALUES (1, %s) ON CONFLICT (one) DO UPDATE SET position = EXCLUDED.position
 """
 
 
@@ -54,16 +66,32 @@ def keep(database: psycopg.Connection, batch: Batch) -> None:
         cursor.executemany(MOVE, [(station, *at) for station, at in batch.position.items()])
 
 
+def amend(database: psycopg.Connection, amendments: tuple[AmendmentRecord, ...]) -> None:
+    """One transaction: the amendments, and how far we are with them."""
+    rows = [
+        (a.position, a.result_id, a.station, a.kind, a.body.get("what"), a.utc, json.dumps(a.body)) for a in amendments
+    ]
+    with database.transaction(), database.cursor() as cursor:
+        cursor.executemany(AMEND, rows)
+        cursor.execute(AMENDED, (amendments[-1].position,))
+
+
 def follow(arguments: argparse.Namespace) -> None:
     """Until the database goes away: psycopg.OperationalError."""
     with psycopg.connect(arguments.database, autocommit=True) as database:
         database.execute(LAYOUT)
         rows = database.execute("SELECT station, boot, seq, boot_id FROM position")
+        until = database.execute("SELECT position FROM amended_until").fetchone()
         since = {station: Position(*at) for station, *at in rows}
         with Subscriber(
             arguments.results, arguments.station, replay=arguments.replay, since=since, key=arguments.key
         ) as results:
-            results.follow(lambda batch: keep(database, batch), check_s=arguments.check_s)
+            results.follow(
+                lambda batch: keep(database, batch),
+                check_s=arguments.check_s,
+                amend=lambda amendments: amend(database, amendments),
+                amended_since=until[0] if until else "",
+            )
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol, get_args
 
 from edge_daemon.core.decision import Evaluation, Reason, ResultState
-from edge_daemon.edges.journal_chain import Head, amendment_body, append, gone_body, read_head
+from edge_daemon.edges.journal_chain import START, Head, amendment_body, append, gone_body, read_head
 from edge_daemon.edges.journal_file import (
     UNREADABLE,
     JournalBusyError,
@@ -48,6 +48,8 @@ __all__ = [
     "JournalDamagedError",
     "JournalStats",
     "KnownBoot",
+    "Later",
+    "Laters",
     "OldRecord",
     "OutcomeTwiceError",
     "Replay",
@@ -167,6 +169,26 @@ class Amendment:
     kind: str
     utc: str
     body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """An amendment in the order of the journal. position: its link, `Head` as text."""
+
+    position: str
+    station: str
+    result_id: str
+    amendment: Amendment
+
+
+@dataclass(frozen=True, slots=True)
+class Laters:
+    """Amendments in order. begun_anew: the position asked from is not of this journal, and these begin with the
+    oldest."""
+
+    entries: tuple[Later, ...]
+    more: bool
+    begun_anew: bool
 
 
 Fate = Literal["recorded", "repeated", "pending", "unknown_result", "amendment_id_reused", "too_many"]
@@ -626,6 +648,24 @@ class Journal:
         if more:
             end = entries[-1].seq
         return Replay(entries, _holes([entry.seq for entry in entries], first, end), end + 1 if more else None)
+
+    def later(self, after: Head | None, limit: int = 1000) -> Laters:
+        """Deliveries, dispositions and bar codes that were added after a link of the chain, None for all. Those of
+        records that were pruned are gone with them. Raises JournalError."""
+        with self._replay() as connection:
+            anew = after is not None and not _is_link(connection, after)
+            begin = 0 if after is None or anew else after.links
+            rows = connection.execute(
+                "SELECT a.id, a.chain, r.station, a.result_id, a.kind, a.utc, a.body FROM amendment a "
+                "JOIN record r ON r.result_id = a.result_id "
+                "WHERE a.id > ? AND a.kind IN ('delivery', 'disposition', 'part_id') ORDER BY a.id LIMIT ?",
+                (begin, limit + 1),
+            ).fetchall()
+        entries = tuple(
+            Later(str(Head(number, chain or START)), station, result_id, Amendment(kind, utc, json.loads(body)))
+            for number, chain, station, result_id, kind, utc, body in rows[:limit]
+        )
+        return Laters(entries, len(rows) > limit, anew)
 
     def boots(self) -> tuple[KnownBoot, ...]:
         """Every boot that the journal knows, ascending. Raises JournalError."""
@@ -1224,6 +1264,18 @@ def _last_known(connection: sqlite3.Connection, station: str, boot: int) -> int:
         (station, boot),
     ).fetchone()
     return int(row[0] or 0)
+
+
+def _is_link(connection: sqlite3.Connection, head: Head) -> bool:
+    """Whether a link is one of this journal, as far as that can be told: one that was pruned is taken for its own."""
+    if head.links > read_head(connection).links:
+        return False
+    found = connection.execute(
+        "SELECT chain FROM amendment WHERE id = ?1 UNION ALL SELECT chain FROM record WHERE id = ?1 "
+        "UNION ALL SELECT chain FROM gone WHERE id = ?1",
+        (head.links,),
+    ).fetchone()
+    return found is None or (found[0] or START) == head.digest
 
 
 def read_amendments(connection: sqlite3.Connection, result_id: str) -> tuple[Amendment, ...]:

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from edge_daemon.edges.journal import KnownBoot, Replay
+from edge_daemon.edges.journal import KnownBoot, Laters, Replay
+from edge_daemon.edges.journal_chain import Head, parse_head
 from edge_daemon.errors import JournalError
-from edge_daemon.wire.messages import ReplayRecord, ReplayReply, ReplayRequest, SeqRange
+from edge_daemon.wire.messages import AmendmentRecord, ReplayRecord, ReplayReply, ReplayRequest, SeqRange
 
 # Records of one answer: at most 1.6 MB, a few milliseconds of reading.
 RECORDS_AT_ONCE: Final = 200
@@ -20,6 +21,8 @@ class ReplaySource(Protocol):
     def boots(self) -> tuple[KnownBoot, ...]: ...
 
     def stations(self) -> tuple[str, ...]: ...
+
+    def later(self, after: Head | None, limit: int = 1000) -> Laters: ...
 
 
 class ReplayDesk:
@@ -45,6 +48,8 @@ class ReplayDesk:
 
     def answer(self, request: ReplayRequest) -> ReplayReply:
         """Raises JournalError when the journal cannot be read."""
+        if request.amendments_after is not None:
+            return self._amendments(request.amendments_after)
         if request.last is not None and request.last < request.first:
             return ReplayReply(ok=False, reason="malformed", message="last is below first")
         boots = self._journal.boots()
@@ -60,6 +65,29 @@ class ReplayDesk:
         anew = known is not None or all(b.number < request.boot for b in boots)
         next_boot = _after(boots, 0 if anew else request.boot)
         return ReplayReply(ok=True, station=request.station, boot=request.boot, gone=gone, next_boot=next_boot)
+
+    def _amendments(self, after: str) -> ReplayReply:
+        try:
+            position = parse_head(after) if after else None
+        except JournalError as exc:
+            return ReplayReply(ok=False, reason="malformed", message=str(exc))
+        found = self._journal.later(position, RECORDS_AT_ONCE)
+        return ReplayReply(
+            ok=True,
+            amendments=tuple(
+                AmendmentRecord(
+                    position=later.position,
+                    station=later.station,
+                    result_id=later.result_id,
+                    kind=later.amendment.kind,
+                    utc=later.amendment.utc,
+                    body=later.amendment.body,
+                )
+                for later in found.entries
+            ),
+            more=found.more,
+            begun_anew=found.begun_anew,
+        )
 
     def _of(self, boot: KnownBoot, request: ReplayRequest, next_boot: int | None) -> ReplayReply:
         last = request.last or _NO_END

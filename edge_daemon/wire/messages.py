@@ -388,10 +388,27 @@ class ReplayRequest(Message):
     first: Annotated[int, Field(ge=1, le=2**62)] = 1
     last: Annotated[int, Field(ge=1, le=2**62)] | None = None
     """Null: as far as there are any."""
+    amendments_after: Annotated[str, Field(max_length=100)] | None = None
+    """Given, amendments are asked for and no records: those of all stations after this position, in the order in which
+    they were written. Empty: from the oldest on; then the position of the last one that the asker has."""
+
+
+class AmendmentRecord(Message):
+    """What became known of a record after it went out."""
+
+    position: str
+    """Number and hash of its link in the journal, to go on from."""
+    station: str
+    result_id: str
+    kind: str
+    """`delivery`, `disposition`, `part_id`; readers pass over kinds that they do not know."""
+    utc: str
+    """When it was written."""
+    body: dict[str, Any]
 
 
 class ReplayRecord(Message):
-    """One record of a replay."""
+    """One record of a replay. What became known of it later: ask for amendments."""
 
     seq: int
     result_id: str
@@ -426,6 +443,12 @@ class ReplayReply(Message):
     """The boot after this one; null when this is the daemon's own. To be asked for once `next_seq` is null."""
     stations: tuple[str, ...] = ()
     """Stations that the journal knows; only in the answer to a request without a station."""
+    amendments: tuple[AmendmentRecord, ...] = ()
+    """In order; only where they were asked for."""
+    more: bool = False
+    """There are more amendments: ask for those after the last one of these."""
+    begun_anew: bool = False
+    """The journal is not the one that the position is of: these are its amendments from the oldest on."""
     reason: str = ""
     """Why not: `malformed`, `busy`, `failed`, `stopped`."""
     message: str = ""

@@ -30,8 +30,8 @@ from edge_daemon.config import Config
 from edge_daemon.config import load_config as load_daemon_config
 from edge_daemon.detectors.loading import build_detector, check_golden
 from edge_daemon.edges.audit import AuditTrail, read_trail
-from edge_daemon.edges.journal import Journal, KnownBoot, Replay
-from edge_daemon.edges.journal_chain import parse_head, verify
+from edge_daemon.edges.journal import Journal, KnownBoot, Laters, Replay
+from edge_daemon.edges.journal_chain import Head, parse_head, verify
 from edge_daemon.edges.journal_tools import Wanted, csv_row, find, salvage
 from edge_daemon.edges.replay import ReplayDesk
 from edge_daemon.engines.choice import Choices
@@ -150,6 +150,11 @@ def _messages() -> tuple[Target, ...]:
         Target("control request", one(lambda: codec.encode_request(control)), request(codec.decode_control_request)),
         Target("replay request", one(lambda: codec.encode_request(replay)), _replay),
         Target(
+            "request for amendments",
+            one(lambda: codec.encode_request(replay.model_copy(update={"amendments_after": "7:" + "9f" * 32}))),
+            _replay,
+        ),
+        Target(
             "result",
             lambda _f: [_joined(codec.encode_inspection(i)) for i in (inspection(), not_ok())],
             result,
@@ -235,6 +240,10 @@ class _NoRecords:
 
     def stations(self) -> tuple[str, ...]:
         return ("st1",)
+
+    def later(self, after: Head | None, limit: int = 1000) -> Laters:  # noqa: ARG002
+        assert after is None or after.links >= 0
+        return Laters((), False, False)
 
 
 def _replay(data: bytes, _folder: Path) -> None:

@@ -12,12 +12,13 @@ import pytest
 import zmq
 from wire_kit import inspection, not_ok
 
-from edge_daemon.client import connect
+from edge_daemon.client import RefusedError, ReplayClient, connect
 from edge_daemon.edges.amendments import AmendmentDesk
 from edge_daemon.edges.journal import Intent, Journal, Report, Reported
-from edge_daemon.edges.journal_chain import verify
+from edge_daemon.edges.journal_chain import parse_head, verify
 from edge_daemon.edges.journal_tools import Wanted, find
-from edge_daemon.edges.server import AMENDMENTS, RequestServer
+from edge_daemon.edges.replay import ReplayDesk
+from edge_daemon.edges.server import AMENDMENTS, REPLAY, RequestServer
 from edge_daemon.errors import JournalError, WireError
 from edge_daemon.wire.codec import decode_amendment_reply, decode_amendment_request, encode_request
 from edge_daemon.wire.messages import AmendmentReply, AmendmentRequest, Inspection
@@ -242,6 +243,74 @@ def test_what_an_earlier_version_wrote_beside_a_record_does_not_disturb(path: Pa
         at.journal.amend("r7", "delivery", {"acknowledged": True}, lambda _error: done.set())
         assert done.wait(WAIT_S)
         assert at.tell(told()).ok
+
+
+# --- what a reader hears of it ------------------------------------------------------------------------------------
+
+
+def test_a_reader_is_told_each_amendment_once_in_order_and_goes_on_where_it_was(path: Path) -> None:
+    with line(path) as at, zmq.Context() as context:
+        at.record()
+        at.record(not_ok(), result_id="r8", trigger_id="8-run-1", station="st2")
+        at.tell(told(kind="delivery", what="acknowledged", amendment_id="d7"))
+        desk = ReplayDesk(at.journal, at.boot.number, lambda _station: 99)
+        server = RequestServer(context, "tcp://127.0.0.1:*", REPLAY, desk.handle, remembered=0)
+        with contextlib.closing(server), ReplayClient(server.open(), timeout_s=WAIT_S) as asker:
+            first = asker.amendments()
+            assert [(a.station, a.result_id, a.kind, a.body["what"]) for a in first.amendments] == [
+                ("st1", "r7", "delivery", "acknowledged")
+            ]
+            at.tell(told(station="st2", trigger_id="8-run-1", result_id="r8", what="rejected", verdict="NOT_OK"))
+            then = asker.amendments(first.amendments[-1].position)
+            assert [(a.station, a.kind, a.body["what"]) for a in then.amendments] == [
+                ("st2", "disposition", "rejected")
+            ]
+            assert asker.amendments(then.amendments[-1].position).amendments == ()
+            with pytest.raises(RefusedError, match="no head"):
+                asker.amendments("where was I")
+
+
+def test_a_reader_of_another_journal_is_told_everything_from_the_oldest_on(tmp_path: Path) -> None:
+    positions = []
+    for name in ("one", "two"):
+        with line(tmp_path / f"{name}.sqlite") as at:
+            at.record()
+            for n in range(4):
+                at.tell(told(amendment_id=f"{name}-{n}"))
+            positions = [*positions, *(later.position for later in at.journal.later(None).entries)]
+    with line(tmp_path / "one.sqlite") as at:
+        assert not at.journal.later(parse_head(positions[1])).begun_anew
+        for foreign in (positions[5], "4711:" + "9f" * 32):
+            found = at.journal.later(parse_head(foreign))
+            assert found.begun_anew
+            assert [later.position for later in found.entries] == positions[:4]
+
+
+def test_more_amendments_than_one_answer_holds_come_in_several(path: Path) -> None:
+    with line(path) as at:
+        at.record()
+        for n in range(5):
+            at.tell(told(amendment_id=f"a{n}"))
+        page = at.journal.later(None, limit=3)
+        assert (len(page.entries), page.more) == (3, True)
+        rest = at.journal.later(parse_head(page.entries[-1].position), limit=3)
+        assert (len(rest.entries), rest.more) == (2, False)
+
+
+def test_amendments_of_a_record_that_was_pruned_are_gone_and_the_reader_goes_on(path: Path) -> None:
+    with line(path) as at:
+        at.record()
+        at.tell(told())
+        position = parse_head(at.journal.later(None).entries[0].position)
+        pruned = threading.Event()
+        at.journal.prune("st1", at.boot.number, 1, lambda _error: pruned.set())
+        assert pruned.wait(WAIT_S)
+        at.record(result_id="r8", trigger_id="8-run-1")
+        at.tell(told(trigger_id="8-run-1", result_id="r8"))
+        found = at.journal.later(position)
+        assert not found.begun_anew
+        assert [later.result_id for later in found.entries] == ["r8"]
+        assert at.tell(told(what="rejected", amendment_id="a2")).reason == "unknown_result"
 
 
 # --- the accident -------------------------------------------------------------------------------------------------
