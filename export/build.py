@@ -43,6 +43,7 @@ from export.calibrate import (
     leave_one_out,
     supported_rate,
 )
+from export.camera import camera_notes, taken_with, with_camera
 from export.errors import CalibrationError, ExportError, PicturesError
 from export.fuse import FusedBackbone, Profile
 from export.gather import Gathered, Progress, first_frame_size, list_pictures
@@ -88,7 +89,8 @@ class RecipeRequest:
     of blocks kept apart; drop_suspects: leave them out of the bank; reduce: dimensions of the embeddings after a PCA,
     "auto" for as few as are enough;
     block: see `core.conformal.name_blocks`; region: of the full frame, in pixels; look: parts located, regions
-    ignored, tiles; created_utc: ISO 8601.
+    ignored, tiles; created_utc: ISO 8601; camera: bind the recipe to what the pictures were taken with, where that is
+    known; camera_settings: a file that says it.
     """
 
     name: str
@@ -112,6 +114,8 @@ class RecipeRequest:
     provisional: bool = False
     skip_unreadable: bool = False
     health: bool = True
+    camera: bool = True
+    camera_settings: Path | None = None
     seed: int = 0
     engine: EngineOptions = field(default_factory=EngineOptions)
 
@@ -137,7 +141,9 @@ def build_recipe(request: RecipeRequest, progress: Progress) -> BuiltRecipe:
     """
     _check_request(request)
     paths = list_pictures(request.images)
+    camera = taken_with(request.images, paths, request.camera_settings) if request.camera else None
     station, seen, notes = _open(request, paths, progress)
+    notes += camera_notes(request.images, camera) if request.camera else []
     pictures = station.pictures
     suspects: list[Suspect] = []
     if request.provisional:
@@ -164,7 +170,7 @@ def build_recipe(request: RecipeRequest, progress: Progress) -> BuiltRecipe:
     detector = station.detector(bank, calibration.thresholds)
     golden, golden_notes = golden_samples(detector, pictures, calibration, request.seed)
     manifest = _manifest_fields(request, station, calibration, bank, golden, in_bank, suspects)
-    manifest = seen.fields(manifest, station.settings, station.backbone.size)
+    manifest = with_camera(seen.fields(manifest, station.settings, station.backbone.size), camera)
     if request.health:
         located = station.settings.locator is not None
         region = None if located else station.settings.region
@@ -208,6 +214,8 @@ def _check_request(request: RecipeRequest) -> None:
         problems.append(f"--undecided-rate must lie between 0 and 1, not {request.undecided_rate:g}")
     if request.provisional and (request.false_reject_rate is not None or request.undecided_rate is not None):
         problems.append("--provisional promises no rate: leave out --false-reject-rate and --undecided-rate")
+    if request.camera_settings is not None and not request.camera:
+        problems.append("--camera-settings says what --no-camera-settings leaves out: give one of them")
     problems += request.look.problems(request.um_per_px)
     try:
         TypeAdapter(RecipeName).validate_python(request.name)

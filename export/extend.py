@@ -43,6 +43,7 @@ from export.calibrate import (
     score_pictures,
     thresholds_from,
 )
+from export.camera import require_same
 from export.errors import ExportError, PicturesError, SuspectPicturesError
 from export.fuse import FusedBackbone, describe
 from export.gather import Gathered, Progress, first_frame_size, list_pictures
@@ -64,7 +65,7 @@ class ExtendRequest:
     images: the new good pictures; calibration: a folder with the pictures that the old recipe had kept apart, to be
     judged again; accept: names or patterns of pictures that are good though the old recipe rejects them;
     drop_suspects: leave the others of these out of the bank; held_out: share of the new blocks kept apart; dry_run:
-    look, write nothing.
+    look, write nothing; camera_settings: a file that says what the new pictures were taken with.
     """
 
     recipe: Path
@@ -81,6 +82,7 @@ class ExtendRequest:
     held_out: float | None = None
     block: str | None = None
     skip_unreadable: bool = False
+    camera_settings: Path | None = None
     seed: int = 0
     dry_run: bool = False
     engine: EngineOptions = field(default_factory=EngineOptions)
@@ -205,7 +207,9 @@ def _old_bank(parent: Recipe) -> Bank:
 def _open(request: ExtendRequest, parent: Recipe, backbone: FusedBackbone, progress: Progress) -> Station:
     """The new pictures, seen as the old recipe sees them. Raises PicturesError when they are of another size."""
     settings = PatchCoreSettings.of(parent.manifest, parent.template)
-    found = first_frame_size(list_pictures(request.images))
+    paths = list_pictures(request.images)
+    require_same(parent.manifest, request.images, paths, request.camera_settings)
+    found = first_frame_size(paths)
     if found != settings.frame_size:
         raise PicturesError(
             f"the pictures in {request.images} are {found[0]}x{found[1]} px, {parent.manifest.name} judges frames of "

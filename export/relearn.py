@@ -14,6 +14,7 @@ from edge_daemon.detectors.health import health_limits, health_region
 from edge_daemon.engines.sessions import EngineOptions
 from edge_daemon.errors import PictureError
 from export.build import output_problems
+from export.camera import require_same
 from export.errors import ExportError, PicturesError
 from export.gather import list_pictures
 from export.golden import prove
@@ -29,14 +30,17 @@ class Relearned:
     notes: list[str]
 
 
-def relearn_health(recipe: Path, images: Path | None, out: Path, version: str, created_utc: str) -> Relearned:
-    """Write the recipe again with limits from these good pictures, none for none. Raises ExportError or EdgeError."""
+def relearn_health(
+    recipe: Path, images: Path | None, out: Path, version: str, created_utc: str, camera_settings: Path | None = None
+) -> Relearned:
+    """Write the recipe again with limits from these good pictures, none for none. camera_settings: a file that says
+    what they were taken with. Raises ExportError or EdgeError."""
     if problems := output_problems(out):
         raise ExportError("\n".join(problems))
     files = dict(read_files(recipe))
     verified = verify_files(files, str(recipe))
     old = verified.manifest
-    learned = None if images is None else _learn(old, images)
+    learned = None if images is None else _learn(old, images, camera_settings)
     fields: dict[str, Any] = old.model_dump(mode="json", exclude={"self_sha256"})
     origin = {"digest": verified.digest, "version": old.version, "created_utc": old.created_utc, "change": "health"}
     fields |= {
@@ -54,8 +58,9 @@ def relearn_health(recipe: Path, images: Path | None, out: Path, version: str, c
     return Relearned(digest, health, notes)
 
 
-def _learn(manifest: Manifest, images: Path) -> Learned:
+def _learn(manifest: Manifest, images: Path, camera_settings: Path | None) -> Learned:
     paths = list_pictures(images)
+    require_same(manifest, images, paths, camera_settings)
     names = [path.relative_to(images).as_posix() for path in paths]
     width, height = manifest.view.frame_size
     for path in paths:

@@ -19,6 +19,7 @@ from edge_daemon.artefact.manifest import Manifest
 from edge_daemon.artefact.pictures import read_picture
 from edge_daemon.artefact.recipe import Recipe
 from edge_daemon.core.align import aligned
+from edge_daemon.core.camera_settings import in_short
 from edge_daemon.core.decision import Evaluation
 from edge_daemon.core.geometry import Region
 from edge_daemon.core.picture import contact_sheet, heat, map_in_frame, map_region, outlined, overlay
@@ -94,7 +95,7 @@ def render(evaluated: Evaluated, figures: dict[str, Any], manifest: Manifest, ba
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("export"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(percent=_percent, share=_share)
+    environment.filters.update(percent=_percent, share=_share, settings=in_short)
     groups = [row["class"] for row in figures["classes"]]
     order = worst_first(evaluated)
     both_classes = figures["image_auroc"] is not None

@@ -62,8 +62,7 @@ def run_extension(arguments: argparse.Namespace) -> int:
     """Extend and summarise. Raises ExportError or EdgeError."""
     stray = [_option(name) for name in _STAYS if getattr(arguments, name) is not None]
     stray += [_option(name) for name in _VIEW if getattr(arguments, name) not in (None, False)]
-    if arguments.provisional:
-        stray.append("--provisional")
+    stray += [_option(name) for name in ("provisional", "no_camera_settings") if getattr(arguments, name)]
     if stray:
         raise ExportError(
             f"{', '.join(stray)} cannot be given with --add: backbone, view and size stay the old recipe's. To change "
@@ -88,6 +87,7 @@ def run_extension(arguments: argparse.Namespace) -> int:
         held_out=arguments.held_out,
         block=arguments.block,
         skip_unreadable=arguments.skip_unreadable,
+        camera_settings=arguments.camera_settings,
         seed=arguments.seed,
         dry_run=arguments.dry_run,
         engine=EngineOptions(provider=arguments.provider, intra_op_threads=arguments.threads),

@@ -114,6 +114,7 @@ def identity(ready: "ReadyRecipe") -> dict[str, Any]:
         "provisional": manifest.provisional,
         "provider": ready.provider,
         "precision": manifest.backbone.precision,
+        "camera": None if manifest.camera is None else manifest.camera.model_dump(mode="json"),
         "false_reject_rate_stated": stated_rate(manifest, "false_reject_rate"),
         "false_reject_rate_upper": stated_rate(manifest, "upper_rate"),
     }

@@ -38,6 +38,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--none", action="store_true", help="with --out: a recipe without health limits")
     parser.add_argument("--out", type=Path, metavar="PATH", help="the new recipe: NAME.recipe for a file, or a folder")
+    parser.add_argument(
+        "--camera-settings", type=Path, metavar="FILE", help="camera.json that says what --images were taken with"
+    )
     parser.add_argument("--label", metavar="TEXT", help="version of the new recipe (default: date and time)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on standard output")
     parser.set_defaults(run=run)
@@ -57,7 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
         now = datetime.now(UTC)
         version = arguments.label or now.strftime("%Y%m%d-%H%M%S")
         made = relearn_health(
-            arguments.recipe, arguments.images, arguments.out, version, now.isoformat(timespec="seconds")
+            arguments.recipe,
+            arguments.images,
+            arguments.out,
+            version,
+            now.isoformat(timespec="seconds"),
+            arguments.camera_settings,
         )
         found |= {"recipe": str(arguments.out), "digest": made.digest, "notes": made.notes}
         health = made.health

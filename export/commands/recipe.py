@@ -34,6 +34,9 @@ some are in the bank and others set the threshold, the threshold comes out too l
 good parts. `--block 10`: every ten consecutive pictures, by name, stay together. A regular expression:
 its first group names the block. Identical pictures always stay together.
 
+What the pictures were taken with (camera.json beside them, from `edge-daemon grab --save`) goes into the recipe:
+exposure, gain, region, ... A camera that is set otherwise is not judged by it.
+
 The false-reject rate is per part. To promise 1% at the mean, 99 parts (or blocks) kept apart are
 needed; to be 95% sure of it, 299. Without --false-reject-rate the smallest of 0.1%, 0.2%, 0.5%, 1%,
 2%, 5%, 10% that the parts kept apart support is taken.
@@ -109,6 +112,18 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     view.add_argument(
         "--scale", type=float, metavar="SHARE", help="with --tiles: shrink the picture to this share first (default 1)"
+    )
+    camera = parser.add_argument_group("camera").add_mutually_exclusive_group()
+    camera.add_argument(
+        "--camera-settings",
+        type=Path,
+        metavar="FILE",
+        help="camera.json that says what the pictures were taken with (default: those in the folder of the pictures)",
+    )
+    camera.add_argument(
+        "--no-camera-settings",
+        action="store_true",
+        help="leave them out of the recipe: it judges whatever the camera's settings are",
     )
     place = parser.add_argument_group("alignment")
     place.add_argument(
@@ -276,6 +291,8 @@ def run(arguments: argparse.Namespace) -> int:
         provisional=arguments.provisional,
         skip_unreadable=arguments.skip_unreadable,
         health=not arguments.no_health,
+        camera=not arguments.no_camera_settings,
+        camera_settings=arguments.camera_settings,
         seed=arguments.seed,
         engine=EngineOptions(provider=arguments.provider, intra_op_threads=arguments.threads),
     )
@@ -311,6 +328,7 @@ def figures(built: "BuiltRecipe") -> dict[str, Any]:
         "provisional": manifest["provisional"],
         "calibration": calibration,
         "golden": manifest["golden"],
+        "camera": manifest.get("camera"),
         "skipped": built.skipped,
         "notes": built.notes,
     }
@@ -334,6 +352,7 @@ def summary(built: "BuiltRecipe") -> str:
         f"  threshold   {limits['lower']:.6g}{band} (image score), {limits['pixel']:.6g} (boxes)",
         *threshold_lines(m),
         "  golden      " + ", ".join(f"{g['kind']} {g['score']:.4g} {g['evaluation']}" for g in m["golden"]),
+        *camera_lines(m),
     ]
     lines += [f"  {note}" for note in built.notes]
     return "\n".join(lines)
@@ -368,6 +387,14 @@ def _band_lines(evidence: dict[str, Any]) -> list[str]:
         f"              of these, at most {band['rate']:.2%} NotOK and the rest NotDecidable: score {band['rank']} of "
         f"{evidence['n']}, {band['marginal_rate']:.2%} at the mean, {band['upper_rate']:.2%} at most",
     ]
+
+
+def camera_lines(manifest: dict[str, Any]) -> list[str]:
+    """What a camera must be set to; empty where the recipe does not say."""
+    from edge_daemon.core.camera_settings import in_short
+
+    camera = manifest.get("camera")
+    return [] if camera is None else [f"  camera      {in_short(camera['settings'])}; no other is judged"]
 
 
 def size_on_disk(path: Path) -> int:

@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
             "version": manifest.version,
             "digest": ready.recipe.digest,
             "provisional": manifest.provisional,
+            "camera": None if manifest.camera is None else manifest.camera.model_dump(mode="json"),
             "provider": ready.provider,
             "golden": len(ready.recipe.golden),
             "signed_by": str(ready.recipe.signed),
@@ -95,6 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(found: dict[str, Any], steps: tuple[str, ...]) -> None:
+    from edge_daemon.core.camera_settings import in_short
+
     tick, cross = (_TICK, _CROSS) if (sys.stdout.encoding or "").lower().startswith("utf") else ("ok", "FAILED")
     for step in found["steps"]:
         print(f"  {tick} {step}")
@@ -109,3 +112,5 @@ def _print(found: dict[str, Any], steps: tuple[str, ...]) -> None:
         end="",
     )
     print(found["signed_by"] if found["signed_by"] == "unsigned" else f"signed by {found['signed_by']}")
+    if found["camera"] is not None:
+        print(f"It judges only what a camera takes with {in_short(found['camera']['settings'])}.")
