@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 # Given by the ZAP specification.
 _ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
-_ZAP_FRAMES: Final = 7
+_ZAP_FRAMES, _KEY_BYTES = 7, 32
 # "Temporary": ZeroMQ's own clients try again, since who is enrolled a minute later must not need a restart.
 _ACCEPTED, _REFUSED, _NOT_UNDERSTOOD = b"200", b"300", b"500"
 _FAILURES: Final = (
@@ -242,7 +242,7 @@ class Doorkeeper(SocketOwner):
         """One question of ZAP: version, request id, domain, address, routing id, mechanism, key."""
         frames = zap.recv_multipart()
         status, user = _NOT_UNDERSTOOD, b""
-        if len(frames) == _ZAP_FRAMES and frames[0] == b"1.0" and frames[5] == b"CURVE" and self._keyring is not None:
+        if _asks_about_a_key(frames) and self._keyring is not None:
             key = zmq.utils.z85.encode(frames[6])
             client = self._keyring.client(key)
             domain = frames[2].decode(errors="replace")
@@ -317,6 +317,11 @@ class Doorkeeper(SocketOwner):
             self._tell(
                 "stranger_refused", f"{untold} connection(s) refused at the handshake; from: {names or 'unknown'}"
             )
+
+
+def _asks_about_a_key(frames: list[bytes]) -> bool:
+    asks = len(frames) == _ZAP_FRAMES and frames[0] == b"1.0" and frames[5] == b"CURVE"
+    return asks and len(frames[6]) == _KEY_BYTES
 
 
 def _stays(connection: Connection, ring: KeyRing) -> bool:

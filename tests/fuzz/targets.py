@@ -60,7 +60,7 @@ from edge_daemon.wire.messages import (
     TriggerReply,
     TriggerRequest,
 )
-from tests.fuzz import kit
+from tests.fuzz import kit, network
 from tests.wire_kit import inspection, not_ok
 
 Run = Callable[[bytes, Path], object]
@@ -83,18 +83,34 @@ class Target:
 
 def targets() -> tuple[Target, ...]:
     """All of them, built anew: nothing is kept between runs."""
-    return (*_messages(), *_desks(kit.recipe()), *_recipes(), *_pictures(), *_configurations(), *_state(), *_devices())
+    return (
+        *_messages(),
+        *_strangers(),
+        *_desks(kit.recipe()),
+        *_recipes(),
+        *_pictures(),
+        *_configurations(),
+        *_state(),
+        *_devices(),
+    )
 
 
 # ---------------------------------------------------------------- messages
 
 
 def _frames(data: bytes) -> list[bytes]:
-    return data.split(b"\x00\x00FRAME", 3)
+    return data.split(network.SEPARATOR, 3)
 
 
 def _joined(frames: list[bytes]) -> bytes:
-    return b"\x00\x00FRAME".join(frames)
+    return network.SEPARATOR.join(frames)
+
+
+def _strangers() -> tuple[Target, ...]:
+    return (
+        Target("ZAP question", lambda _f: network.zap_questions(), lambda data, _f: network.zap(data), ()),
+        Target("metrics request", lambda _f: network.scrape_requests(), lambda data, _f: network.scrape(data), ()),
+    )
 
 
 def _messages() -> tuple[Target, ...]:
