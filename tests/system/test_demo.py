@@ -103,7 +103,8 @@ class TestTally:
 
 def run_demo(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(DEMO), *arguments],
+        # The tests may run in the background, where nothing heeds an interrupt; whoever starts the demo waits for it.
+        ["env", "--default-signal=INT", sys.executable, str(DEMO), *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
