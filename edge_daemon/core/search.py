@@ -172,6 +172,20 @@ class ExactSearch:
         norms = squared_norms(z)
         return self._reduced.ask(self._rotation.reduce(z, norms), norms)
 
+    def glance(self, queries: NDArray[np.float32], rows: int) -> Nearest:
+        """A bound for each of (Q, D) float32: the row that the smaller table takes for the nearest of some `rows`."""
+        found = Nearest.unknown(len(queries))
+        table = self._reduced or self._full
+        rows = min(rows, len(self._order))
+        block = max(1, _BLOCK_VALUES // rows)
+        for i in range(0, len(queries), block):
+            x = queries[i : i + block]
+            questions = self._full.ask(x, centre=self._mean) if self._reduced is None else self._ask_reduced(x)
+            place = table.products(questions.left, 0, rows).argmin(axis=1)
+            found.rows[i : i + block] = self._order[place]
+        found.squared[:] = upper_bounds(queries, self.bank, found.rows)
+        return found
+
     def neighbours(self, query: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         """The `count` rows nearest to one vector (D,), nearest first, ties to the lowest row; all if fewer."""
         count = min(count, len(self.bank))

@@ -193,3 +193,17 @@ def test_what_is_found_is_taken_only_where_it_says_more() -> None:
     assert known.squared.tolist() == [1.0, 2.0, 9.0]
     assert known.rows.tolist() == [4, 5, 9]
     assert known.exact.tolist() == [True, False, True]
+
+
+@settings(max_examples=50, deadline=None)
+@given(**CASES)
+def test_a_glance_gives_a_row_and_never_less_than_the_distance_to_it(
+    kind: str, rows: int, dim: int, reduced: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    bank, queries = _bank(rng, kind, rows, dim), _bank(rng, kind, 17, dim)
+    found = ExactSearch(bank, reduced).glance(queries, 30)
+    assert not found.exact.any()
+    for query, (row, squared) in enumerate(zip(found.rows, found.squared, strict=True)):
+        assert squared >= scan(queries[query], bank)[row]
+        assert np.isfinite(squared)
