@@ -42,7 +42,7 @@ def taken_with(folder: Path, paths: Sequence[Path], stated: Path | None) -> Came
             f"with ({names}{', ...' if len(unknown) > _SHOWN else ''}), the others have: give --camera-settings FILE "
             "if they were taken with the same"
         )
-    return _part(camera)
+    return part_of(camera)
 
 
 def _files(folder: Path, paths: Sequence[Path]) -> Iterator[Path]:
@@ -53,7 +53,8 @@ def _files(folder: Path, paths: Sequence[Path]) -> Iterator[Path]:
             yield place / CAMERA_FILE
 
 
-def _part(camera: CameraFile) -> CameraPart:
+def part_of(camera: CameraFile) -> CameraPart:
+    """The part of recipe.json: what shapes the picture, and nothing else."""
     return CameraPart(settings=counting(camera.settings), kind=camera.kind, taken_utc=camera.taken_utc)
 
 

@@ -13,7 +13,7 @@ from export.errors import ExportError
 
 # In the order of the work. Each module offers `add_parser(subparsers)` and is cheap to import: torch,
 # onnxruntime and matplotlib are imported by the command that needs them, when it runs.
-COMMANDS = ("distil", "backbone", "recipe", "threshold", "health", "verify", "evaluate", "sign")
+COMMANDS = ("distil", "backbone", "recipe", "threshold", "health", "camera", "verify", "evaluate", "sign")
 
 EXIT_OK, EXIT_REFUSED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 

@@ -172,3 +172,27 @@ def test_another_threshold_keeps_them(made, tmp_path):
     changed = ["--recipe", str(made.recipe), "--false-reject-rate", "0.2", "--out", str(tmp_path / "r")]
     assert main(["threshold", *changed]) == 0
     assert load_recipe(tmp_path / "r").manifest.camera.settings == SET
+
+
+def test_settings_are_stated_for_a_recipe_that_exists_changed_and_taken_out(made, tmp_path, capsys):
+    recipe, plain, bound = str(made.recipe), str(tmp_path / "plain.recipe"), str(tmp_path / "bound.recipe")
+    assert main(["camera", "--recipe", recipe]) == 0
+    assert "exposure_us 5000" in capsys.readouterr().out
+    assert main(["camera", "--recipe", recipe, "--none", "--out", plain]) == 0
+    assert "whatever the camera is set to" in capsys.readouterr().out
+    old, without = load_recipe(made.recipe), load_recipe(tmp_path / "plain.recipe")
+    assert without.manifest.camera is None
+    other = str(said(tmp_path / "other", gain_db=9.0, trigger="software"))
+    assert main(["camera", "--recipe", plain, "--settings", other, "--out", bound, "--json"]) == 0
+    again = load(tmp_path / "bound.recipe").recipe
+    assert json.loads(capsys.readouterr().out)["digest"] == again.digest
+    assert again.manifest.camera.settings == SET | {"gain_db": 9.0}
+    assert (again.bank == old.bank).all()
+    assert again.manifest.thresholds == old.manifest.thresholds
+    assert again.manifest.provenance["made_from"]["change"] == "camera"
+
+
+@pytest.mark.parametrize("more", [["--none"], ["--out", "r"], ["--settings", "s.json"]])
+def test_a_change_needs_what_and_where(made, more, capsys):
+    assert main(["camera", "--recipe", str(made.recipe), *more]) == 2
+    assert "--out PATH" in capsys.readouterr().err
