@@ -26,6 +26,10 @@ class GoldenSample:
         return f"{self.view} {self.golden.file}"
 
 
+# On the monotonic clock: longer ago than anything.
+_NEVER_NS = -(10**18)
+
+
 @dataclass(slots=True)
 class _Times:
     """Of a view's samples, in monotonic nanoseconds: when one was last inspected, when one last came out right, and how
@@ -105,15 +109,19 @@ class GoldenTurns:
     def replaced(
         self, before: Mapping[str, ReadyRecipe], after: LiveRecipeSet, now_ns: int
     ) -> list[tuple[GoldenSample, str]]:
-        """Other recipes judge from now on; their samples came out right when they were loaded. A view's turn begins
-        anew with its recipe; returns the samples that had failed and are no longer asked, each with what was wrong."""
+        """Other recipes judge from now on. A view's turn begins anew with its recipe; returns the samples that had
+        failed and are no longer asked, each with what was wrong.
+
+        A recipe's samples came out right when it was loaded. That may be long ago, for another station: here it is
+        their turn at once.
+        """
         gone: list[tuple[GoldenSample, str]] = []
         for view in {**before, **after.views}:
             if not same_recipe(before.get(view), after.views.get(view)):
                 self._next.pop(view, None)
                 self._times.pop(view, None)
                 gone += self._failed.pop(view, {}).values()
-        self._times |= {view: _Times(now_ns, now_ns) for view in after.views if view not in self._times}
+        self._times |= {view: _Times(_NEVER_NS, now_ns) for view in after.views if view not in self._times}
         return gone
 
 

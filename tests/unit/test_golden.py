@@ -245,20 +245,34 @@ def between_parts(line: Line) -> str | None:
 
 def test_a_station_that_is_never_idle_asks_for_a_golden_sample_between_two_parts() -> None:
     line = Line(golden_check_s=10).ready()
+    line.golden("good.png")
     busy(line, 9.9)
     assert line.station.golden_due(line.clock.now) is None
     assert between_parts(line) is None
     busy(line, 0.4)
     assert line.station.golden_due(line.clock.now) is None, "it is not idle"
+    assert between_parts(line) == "damaged.png", "every sample has its turn"
+    line.golden("damaged.png")
+    assert between_parts(line) is None
+    busy(line, 10)
+    assert between_parts(line) == "other.png"
+
+
+def test_a_recipe_that_was_just_activated_has_its_first_sample_at_once() -> None:
+    """It may have been loaded long ago, for another station."""
+    line = Line(idle_check_s=0, golden_check_s=3_600).ready()
     assert between_parts(line) == "good.png"
     line.golden("good.png")
     assert between_parts(line) is None
-    busy(line, 10)
-    assert between_parts(line) == "damaged.png", "every sample has its turn"
+    line.station.activate(live_recipes(("top",)))
+    assert between_parts(line) is None, "nothing changed"
+    line.station.activate(live_recipes(("top",), "e" * 64))
+    assert between_parts(line) == "good.png"
 
 
 def test_the_view_whose_golden_sample_is_longest_ago_is_asked_first() -> None:
     line = Line(cameras=("left", "right"), golden_check_s=10, idle_check_s=0).ready()
+    line.golden("good.png", view="right")
     line.clock.now += 5_000 * MS
     line.golden("good.png", view="left")
     line.clock.now += 6_000 * MS
