@@ -4,10 +4,11 @@ import logging
 import resource
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from edge_daemon import __version__
 from edge_daemon.artefact.signature import Trust
 from edge_daemon.artefact.store import Store
 from edge_daemon.cameras.open import make_camera
-from edge_daemon.config import Config, config_digest
+from edge_daemon.config import Config, config_digest, load_config
 from edge_daemon.core.states import State
 from edge_daemon.edges.amendments import AmendmentDesk
 from edge_daemon.edges.archive import Archive, ArchiveJob
@@ -110,8 +111,10 @@ class _Outbox:
 class Daemon:
     """All parts of a running daemon. `run` returns when it was stopped and everything in flight is answered."""
 
-    def __init__(self, config: Config, notifier: Notifier | None = None) -> None:
+    def __init__(self, config: Config, notifier: Notifier | None = None, path: Path | None = None) -> None:
+        """path: of the configuration, for what a reload takes from it anew."""
         self._config = config
+        self._path = path
         self._notifier = notifier or Notifier(None)
         self._clock = SystemClock()
         self._wake = threading.Event()
@@ -122,6 +125,7 @@ class Daemon:
         self._on_reload: list[Callable[[], None]] = []
         self._defect: BaseException | None = None
         self._started_ns = self._clock.monotonic_ns()
+        self._signers: Mapping[str, str] = config.security.trusted_signers
         self._stations: dict[str, Station] = {}
         self._way_out = WayOut(self._clock.monotonic_ns)
         self._outcome_log = OutcomeLog(self._clock.monotonic_ns)
@@ -277,18 +281,22 @@ class Daemon:
         stack.callback(self._control.close)
         if keyring is not None:
             self._on_reload.append(self._reload_keys)
+        self._on_reload.append(self._reload_signers)
         self._serve(stack, context)
 
     def _load_recipes(self) -> None:
         """Each station gets its recipe set, or stays unfit and says why; the others do not wait for it."""
         for name, station in self._stations.items():
             self._notifier.busy_starting(_LOADING_S)
-            try:
-                station.activate(self._recipes.at_start(name, station.config))
-            except EdgeError as error:
-                log.error("station %s: %s", name, error)
-                station.alarm("recipes", str(error))
-                self._emit("alarm", name, "recipe_refused", str(error), "error")
+            self._take_up_recipes(name, station)
+
+    def _take_up_recipes(self, name: str, station: Station) -> None:
+        try:
+            station.activate(self._recipes.at_start(name, station.config))
+        except EdgeError as error:
+            log.error("station %s: %s", name, error)
+            station.alarm("recipes", str(error))
+            self._emit("alarm", name, "recipe_refused", str(error), "error")
 
     def _batch_limit(self) -> int:
         """Frames in one model run: by the provider that really runs, should it be the fallback."""
@@ -576,6 +584,31 @@ class Daemon:
         changes = asdict(self._door.reload())
         self._control.aside(lambda: self._audit.reloaded(changes))
 
+    def _reload_signers(self) -> None:
+        """For SIGHUP. Of the configuration this alone is taken anew. What runs is looked at where recipes are loaded:
+        files are read for it. Raises ConfigError, and those before stay trusted."""
+        if self._path is None:
+            return
+        signers = load_config(self._path, recipes_must_exist=False).security.trusted_signers
+        if signers == self._signers:
+            return
+        self._signers = signers
+        self._recipes.trust_anew(Trust.of(signers))
+        self._control.aside(self._look_at_signers)
+
+    def _look_at_signers(self) -> None:
+        self._audit.reloaded({"trusted_signers": sorted(self._signers)})
+        for name, station in self._stations.items():
+            live = station.recipes
+            why = self._recipes.why_untrusted(name, live) if live is not None else ""
+            if why:
+                station.alarm("recipes", why)
+                self._emit("alarm", name, "recipe_refused", why, "error")
+            elif live is not None:
+                station.all_clear("recipes")
+            elif station.config.require_signed_recipes:
+                self._take_up_recipes(name, station)
+
     def _golden_told(self, station: str, name: str, message: str) -> None:
         self._emit("alarm", station, name, message, "error" if name.endswith("_failed") else "info")
 
@@ -713,9 +746,10 @@ def _signals(stop: Callable[[], None], reload: Callable[[], None]) -> Iterator[N
             signal.signal(number, handler)
 
 
-def run(config: Config) -> int:
-    """Run the daemon until SIGTERM, SIGINT or the command `shutdown`; returns the exit status."""
+def run(config: Config, path: Path | None = None) -> int:
+    """Run the daemon until SIGTERM, SIGINT or the command `shutdown`; returns the exit status. path: of the
+    configuration, read again for trusted signers at SIGHUP."""
     notifier = Notifier.from_environment()
-    daemon = Daemon(config, notifier)
+    daemon = Daemon(config, notifier, path)
     with closing(notifier), _signals(daemon.stop_soon, daemon.reload_soon):
         return daemon.run()

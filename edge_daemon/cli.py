@@ -309,7 +309,7 @@ def _run(arguments: argparse.Namespace) -> int:
     logs.start("edge-daemon")
     # A watchdog that ends a daemon that hangs does so with SIGABRT: the log then says where each thread stood.
     faulthandler.enable()
-    return run(_config_to_run(arguments.config))
+    return run(_config_to_run(arguments.config), arguments.config)
 
 
 def _config_to_run(path: Path) -> "Config":

@@ -231,7 +231,8 @@ class SecurityConfig(Section):
 
     trusted_signers: Annotated[dict[TableName, PublicKey], Field(max_length=64)] = {}
     """Public keys of those whose signature on a recipe counts, by name: `anna = "…="`, as `edge-export signing-key
-    --public FILE` prints them. Stations with `require_signed_recipes` judge by nothing else."""
+    --public FILE` prints them. Stations with `require_signed_recipes` judge by nothing else. Taken anew by `systemctl
+    reload`, which needs no restart."""
 
 
 class MetricsConfig(Section):

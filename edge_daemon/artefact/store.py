@@ -28,8 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_daemon.artefact.manifest import Manifest, RecipeName, Sha256
 from edge_daemon.artefact.recipe import MANIFEST, read_files, sha256, verify_files
-from edge_daemon.artefact.signature import MAX_SIGNATURE_BYTES, SIGNATURE, Trust, joined
-from edge_daemon.errors import RecipeError, RecipeSignatureError, StoreError
+from edge_daemon.artefact.signature import MAX_SIGNATURE_BYTES, SIGNATURE, Signed, Trust, joined
+from edge_daemon.errors import EdgeError, RecipeError, StoreError
 
 LATEST = "latest"
 
@@ -175,9 +175,18 @@ class Store:
         """Who signed a recipe, in words for a list: names, `unsigned`, `unknown key …` or `damaged signature`. What a
         station may run is decided when the recipe is loaded."""
         try:
-            return str(replace(trust, required=False).judge(_signature_file(recipe.path), recipe.digest, recipe.name))
-        except (RecipeSignatureError, OSError):
+            return str(self.vouched(recipe, replace(trust, required=False)))
+        except EdgeError:
             return "damaged signature"
+
+    def vouched(self, recipe: StoredRecipe, trust: Trust) -> Signed:
+        """Who signed a recipe, by its file as it is now. Raises RecipeSignatureError as `Trust.judge`, StoreError."""
+        try:
+            raw = _signature_file(recipe.path)
+        except OSError as error:
+            text = f"the signature of {recipe.name} in {recipe.path} cannot be read: {error.strerror}"
+            raise StoreError(text) from error
+        return trust.judge(raw, recipe.digest, recipe.name)
 
     # ------------------------------------------------------------ what a station runs
 

@@ -12,7 +12,7 @@ from edge_daemon.artefact.store import Store, StoredRecipe
 from edge_daemon.config import StationConfig
 from edge_daemon.detectors.loading import ReadyRecipe, load_verified
 from edge_daemon.engines.sessions import Sessions
-from edge_daemon.errors import EdgeError, StoreError
+from edge_daemon.errors import EdgeError, RecipeSignatureError, StoreError
 from edge_daemon.pipeline.inspection import LiveRecipeSet
 
 
@@ -60,8 +60,8 @@ class Recipes:
 
     def _load(self, digest: str, trust: Trust) -> ReadyRecipe:
         ready = self._ready.get(digest)
-        # Loaded for a station that asks for no signature; it may have one by now.
-        if ready is None or (trust.required and not ready.recipe.signed.by):
+        # Loaded for a station that asks for no signature, or when others were trusted: it is asked for one now.
+        if ready is None or (trust.required and not self._vouched(ready, trust)):
             stored = self.store.by_digest(digest)
             ready = load_verified(stored.path, self._sessions, self._engine, self.store.backbone, trust=trust)
             if ready.recipe.digest != digest:
@@ -70,6 +70,29 @@ class Recipes:
                 )
             self._ready[digest] = ready
         return self._ready[digest]
+
+    def _vouched(self, ready: ReadyRecipe, trust: Trust) -> bool:
+        try:
+            self.store.vouched(self.store.by_digest(ready.recipe.digest), trust)
+        except RecipeSignatureError:
+            return False
+        return bool(ready.recipe.signed.by)
+
+    def trust_anew(self, trust: Trust) -> None:
+        """Whose signatures count from now on. What runs already is asked by `why_untrusted`."""
+        self._trust = trust
+
+    def why_untrusted(self, station: str, live: LiveRecipeSet) -> str:
+        """Why the station must not judge by what it runs, now that others are trusted; empty when it may."""
+        if station not in self._signed_only:
+            return ""
+        trust = replace(self._trust, required=True)
+        try:
+            for ready in live.views.values():
+                self.store.vouched(self.store.by_digest(ready.recipe.digest), trust)
+        except EdgeError as error:
+            return str(error)
+        return ""
 
     def keep_only(self, digests: set[str]) -> None:
         """Forget recipes, and sessions of graphs, that no station runs."""

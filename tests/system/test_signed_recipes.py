@@ -3,8 +3,10 @@ when the recipe that was active before is taken up again."""
 
 import json
 import os
+import signal
 import stat
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +124,20 @@ def test_a_signer_who_is_trusted_no_more_signs_no_more(line, recipes, key):
     line.trust = Trust()
     with pytest.raises(RecipeSignatureError, match="whom nobody here trusts"):
         line.started().at_start("gate", station("washer"))
+
+
+def test_a_signer_who_is_trusted_no_more_vouches_for_nothing_that_is_loaded_already(line, recipes, key):
+    recipe, loaded = line.import_signed(recipes / "1.recipe", key), line.started()
+    live = loaded.activate("gate", {"top": recipe.digest})
+    assert loaded.why_untrusted("gate", live) == ""
+    loaded.trust_anew(Trust.of({"bert": "A" * 43 + "="}))
+    assert "whom nobody here trusts" in loaded.why_untrusted("gate", live)
+    assert loaded.why_untrusted("trial", live) == ""
+    with pytest.raises(RecipeSignatureError, match="whom nobody here trusts"):
+        loaded.activate("gate", {"top": recipe.digest})
+    loaded.trust_anew(line.trust)
+    assert loaded.why_untrusted("gate", live) == ""
+    assert loaded.activate("gate", {"top": recipe.digest}).views["top"].recipe.signed.by == ("anna",)
 
 
 def test_a_recipe_given_by_its_path_is_asked_for_its_signature_too(line, recipes, key):
@@ -260,3 +276,40 @@ def test_a_daemon_judges_by_signed_recipes_only(recipes, tmp_path, capsys):
         assert any("is not signed" in alarm for alarm in gate["alarms"])
         with daemon.triggers() as triggers:
             assert not triggers.trigger("gate", "1").accepted
+
+
+def test_a_reload_puts_other_signers_in_force_and_nothing_else(recipes, tmp_path, capsys):
+    """In a real daemon: a signer goes, and comes back; a list that cannot be read changes nothing."""
+    anna, bert = (made_key(tmp_path / f"{name}.key", capsys) for name in ("anna", "bert"))
+    write_recipe(tmp_path / "signed.recipe", read_files(recipes / "1.recipe"))
+    assert export("sign", "--key", tmp_path / "anna.key", tmp_path / "signed.recipe") == 0
+    Store(tmp_path / "d" / "state" / "store").add(tmp_path / "signed.recipe")
+    config = (
+        f'line = "l"\n[security.trusted_signers]\nwho = "{anna}"\n'
+        f'[cameras.top]\nkind = "folder"\npath = "{recipes / "good"}"\nloop = true\n'
+        '[stations.gate]\nviews = [{ camera = "top", recipe = "washer@1" }]\nrequire_signed_recipes = true\n'
+    )
+    with DaemonProcess(tmp_path / "d", config) as daemon:
+        text = daemon.config.read_text()
+
+        def reloaded(changed, ready, told=""):
+            daemon.config.write_text(changed)
+            os.kill(daemon.process.pid, signal.SIGHUP)
+            give_up = time.monotonic() + 30
+            while True:
+                gate = daemon.status()["stations"]["gate"]
+                if gate["trigger_ready"] is ready and told in daemon.log.read_text():
+                    return
+                assert time.monotonic() < give_up, gate
+                time.sleep(0.02)
+
+        reloaded(text.replace(anna, bert), False, "whom nobody here trusts")
+        reloaded(text.replace(anna, "no key"), False, "not reloaded, what was in force stays so")
+        reloaded(text.replace('line = "l"', 'line = "other"'), True)
+        assert daemon.status()["line"] == "l"
+        # One that was waiting for its signer at the start takes up its recipe.
+        daemon.config.write_text(text.replace(anna, bert))
+        assert daemon.stop() == 0
+        daemon.ready = lambda status: bool(status.get("stations", {}).get("gate", {}).get("alarms"))
+        daemon.start()
+        reloaded(text, True)
