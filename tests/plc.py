@@ -62,6 +62,8 @@ class Plc:
     heartbeat_moved_s: float = -1e9
     trigger_for: Part | None = None
     trigger_since_s: float = 0.0
+    trigger_low: bool = False
+    """Whether the gateway has seen Trigger low since the last one."""
     tracked: dict[int, Part] = field(default_factory=dict)
     started: bool = False
 
@@ -121,10 +123,10 @@ class Conveyor:
         part = Part(len(self.parts), plc.next_id, now_s)
         self.parts.append(part)
         plc.next_id = plc.next_id % 0xFFFF_FFFF + 1
-        if plc.trigger_for is None:
+        if plc.trigger_for is None and plc.trigger_low:
             plc.trigger_for, plc.trigger_since_s = part, now_s
             plc.tracked[part.acquisition_id] = part
-        # else the last trigger is not through: this part is never triggered, and rejected at the gate.
+        # else the last trigger is not through, or not seen low: this part is not asked for, and rejected at the gate.
 
     def scan(self) -> None:
         """One cycle: write, read, track, gate."""
@@ -161,7 +163,7 @@ class Conveyor:
             words = encode_command(command)
             if self._client.write_registers(COMMAND_ADDRESS, words, device_id=unit).isError():
                 return None
-            self.plc.started = True
+            self.plc.started, self.plc.trigger_low = True, not command.trigger
             answer = self._client.read_holding_registers(RESULT_ADDRESS, count=RESULT_WORDS, device_id=unit)
         except (ModbusException, OSError):
             self._client.close()
