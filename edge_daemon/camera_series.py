@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from edge_daemon import __version__
-from edge_daemon.artefact.camera import CAMERA_FILE, CameraFile, read_camera_file, write_camera_file
+from edge_daemon.artefact.camera import CAMERA_FILE, read_camera_file, stated, write_camera_file
 from edge_daemon.artefact.pictures import encode_png, find_pictures
 from edge_daemon.camera_tools import camera_table, one_frame, require_free
 from edge_daemon.cameras.base import Camera, EndOfFrames, FrameLost
@@ -128,15 +127,8 @@ def _prepare(folder: Path, name: str, kind: str, settings: Settings) -> None:
     except PictureError as exc:
         raise CameraError(str(exc)) from exc
     if not known and settings:
-        said = CameraFile(
-            camera=name,
-            kind=kind,
-            taken_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-            software=f"edge-daemon {__version__}",
-            settings=dict(settings),
-        )
         try:
-            write_camera_file(folder, said)
+            write_camera_file(folder, stated(name, kind, datetime.now(UTC).isoformat(timespec="seconds"), settings))
         except FileExistsError:  # another camera takes pictures into the same folder, just now
             known = True
     if known and (found := differences(read_camera_file(folder / CAMERA_FILE).settings, settings)):

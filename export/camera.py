@@ -3,11 +3,11 @@
 It goes into the recipe, and no camera that is set otherwise is judged by that.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_daemon.artefact.camera import CAMERA_FILE, CameraFile, read_camera_file
+from edge_daemon.artefact.camera import CAMERA_FILE, CameraFile, own_file, read_camera_file
 from edge_daemon.artefact.manifest import CAMERA_FEATURE, CameraPart, Manifest
 from edge_daemon.core.camera_settings import counting, differences, in_short, in_words
 from export.errors import PicturesError
@@ -19,8 +19,8 @@ def taken_with(folder: Path, paths: Sequence[Path], stated: Path | None) -> Came
     """The settings that all pictures of the folder were taken with, None where nothing says them.
 
     paths: the pictures; stated: a file that says it for those that no `camera.json` of their folder, or of one between
-    it and `folder`, speaks for. Raises PicturesError when they were not all taken with the same, or only some of them
-    are known; CameraSettingsError for a file that cannot be read.
+    it and `folder`, speaks for, nor one of their own (`own_file`). Raises PicturesError when they were not all taken
+    with the same, or only some of them are known; CameraSettingsError for a file that cannot be read.
     """
     found = {path: read_camera_file(path) for path in _files(folder, paths)}
     said = [*([(stated, read_camera_file(stated))] if stated is not None else []), *found.items()]
@@ -34,7 +34,7 @@ def taken_with(folder: Path, paths: Sequence[Path], stated: Path | None) -> Came
                 f"{in_words(unlike, str(path), str(first))}. A recipe is learned from pictures of one setting: make "
                 "one for each"
             )
-    unknown = [] if stated is not None else [p for p in paths if not any(f.parent in p.parents for f in found)]
+    unknown = [] if stated is not None else [path for path in paths if not _spoken_for(path, found)]
     if unknown:
         names = ", ".join(p.relative_to(folder).as_posix() for p in unknown[:_SHOWN])
         raise PicturesError(
@@ -51,6 +51,11 @@ def _files(folder: Path, paths: Sequence[Path]) -> Iterator[Path]:
     for place in sorted(folders, key=lambda path: (len(path.parts), path)):
         if (place / CAMERA_FILE).exists():
             yield place / CAMERA_FILE
+    yield from (own_file(path) for path in paths if own_file(path).exists())
+
+
+def _spoken_for(path: Path, found: Collection[Path]) -> bool:
+    return own_file(path) in found or any(parent / CAMERA_FILE in found for parent in path.parents)
 
 
 def part_of(camera: CameraFile) -> CameraPart:

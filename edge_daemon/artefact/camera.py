@@ -1,7 +1,8 @@
 """camera.json: what the pictures beside it were taken with (schema `edge-daemon/camera/1`).
 
 `edge-daemon grab --save` writes it, and a recipe made of these pictures takes the settings over. One folder has one,
-for all pictures in it and below: whoever takes others with other settings takes another folder.
+for all pictures in it and below: whoever takes others with other settings takes another folder. In the daemon's
+archive, where the settings may change from part to part, each picture has its own.
 """
 
 import os
@@ -13,7 +14,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edge_daemon import __version__
 from edge_daemon.artefact.manifest import CameraSettings, Text
+from edge_daemon.core.camera_settings import Settings, counting
 from edge_daemon.core.strict_json import parse_strictly
 from edge_daemon.errors import CameraSettingsError
 
@@ -39,6 +42,28 @@ class CameraFile(BaseModel):
     software: Text
     settings: CameraSettings
     """What shapes the picture, as read back from the camera; see `core.camera_settings.counting`."""
+
+
+def stated(camera: str, kind: str, taken_utc: str, settings: Settings) -> CameraFile:
+    """What pictures of that camera were taken with. Raises CameraSettingsError when a driver reports something that is
+    no setting, a number that is not finite, say."""
+    try:
+        return CameraFile(
+            camera=camera,
+            kind=kind,
+            taken_utc=taken_utc,
+            software=f"edge-daemon {__version__}",
+            settings=counting(settings),
+        )
+    except ValidationError as exc:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()[:5])
+        raise CameraSettingsError(f"what camera {camera} is set to cannot be kept ({problems[:600]})") from exc
+
+
+def own_file(picture: Path) -> Path:
+    """Where the settings of one picture alone are said: `NAME.camera.json` beside `NAME.png` and `NAME.frame.png`, as
+    the daemon's archive has them."""
+    return picture.with_name(f"{picture.stem.removesuffix('.frame')}.{CAMERA_FILE}")
 
 
 def read_camera_file(path: Path) -> CameraFile:

@@ -193,9 +193,9 @@ class CameraReader:
         self._report_settings(self._camera.settings())
 
     def _report_settings(self, settings: Settings) -> None:
-        """As text: Python takes 1 and True for equal."""
+        """As text: Python takes 1 and True for equal. A camera that is being closed has none: that is no news."""
         text = canonical(settings)
-        if text != self._reported_settings:
+        if text != self._reported_settings and not self._stop.is_set():
             self._station.camera_settings(self.name, settings)
             self._reported_settings = text
 

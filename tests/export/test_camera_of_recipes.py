@@ -116,6 +116,19 @@ def test_pictures_of_which_only_some_are_known_make_no_recipe_until_somebody_spe
     assert found(tmp_path, stated) == SET
 
 
+def test_pictures_of_the_archive_speak_for_themselves(tmp_path):
+    put(tmp_path, range(3), "{:03d}.top.frame.png")
+    for number in range(3):
+        said(tmp_path).rename(tmp_path / f"{number:03d}.top.camera.json")
+    assert found(tmp_path) == SET
+    (tmp_path / "001.top.camera.json").unlink()
+    with pytest.raises(PicturesError, match=r"1 of 3 pictures .*001\.top\.frame\.png"):
+        found(tmp_path)
+    said(tmp_path, gain_db=9.0).rename(tmp_path / "001.top.camera.json")
+    with pytest.raises(PicturesError, match="gain_db is 9"):
+        found(tmp_path)
+
+
 def test_a_file_that_cannot_be_read_is_no_missing_one(tmp_path):
     put(tmp_path, range(1))
     (tmp_path / CAMERA_FILE).write_text("{}")

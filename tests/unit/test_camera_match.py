@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_control import OTHER, Desk
 
+from edge_daemon.artefact.camera import own_file, read_camera_file
 from edge_daemon.core.camera_settings import Value
-from edge_daemon.core.decision import Evaluation
+from edge_daemon.core.decision import Evaluation, Reason
 from edge_daemon.core.frame import Frame
 from edge_daemon.errors import CameraError
-from edge_daemon.pipeline.inspection import LiveRecipeSet
+from edge_daemon.pipeline.archived import archived_pictures
+from edge_daemon.pipeline.inspection import LiveRecipeSet, ViewOutcome
 from tests.unit.test_reader import Running, fresh, started, wait_until
 from tests.unit.test_station import Line, PulsedLine, live_recipes
 
@@ -377,3 +380,27 @@ def test_settings_that_change_while_the_recipe_is_loaded_are_seen_after_it(desk:
     made.station.activate = activate_too_late  # type: ignore[method-assign]
     assert desk.activate("a", top=OTHER) == ""
     assert not made.ready_now()
+
+
+# --- the archive ---------------------------------------------------------------------------------------
+
+
+def archived(found: dict[str, Any] | None) -> dict[str, bytes]:
+    frame = Frame("cam", 7, np.zeros((16, 16), np.uint8), 0, settings=found)
+    outcomes = {"top": ViewOutcome.failed(Reason.LATE, frame)}
+    anchor = SimpleNamespace(text="2026-01-01T00:00:00Z")
+    return dict(archived_pictures(cast(Any, SimpleNamespace(outcomes=outcomes, recipe_set=None, anchor=anchor))))
+
+
+def test_the_archive_says_beside_each_frame_what_it_was_taken_with(tmp_path: Path) -> None:
+    written = archived(SET | {"trigger": "software"})
+    assert list(written) == ["top.frame.png", "top.camera.json"]
+    for name, data in written.items():
+        (tmp_path / f"r1.{name}").write_bytes(data)
+    said = read_camera_file(own_file(tmp_path / "r1.top.frame.png"))
+    assert (said.camera, dict(said.settings)) == ("cam", SET)
+
+
+@pytest.mark.parametrize("found", [None, {}, {"trigger": "software"}, {"gain_db": math.nan}, {"Odd key": 1}])
+def test_the_archive_keeps_a_frame_of_which_nothing_can_be_said(found: dict[str, Any] | None) -> None:
+    assert list(archived(found)) == ["top.frame.png"]
