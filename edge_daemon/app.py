@@ -72,7 +72,7 @@ A = TypeVar("A")
 # Changes are published at once, but not more often than the first: a burst of them makes one message. Parts that
 # come and go change the counters all the time: those alone wait for the second. Each message takes the search
 # half a millisecond of a core.
-_STATUS_GAP_NS, _BUSY_GAP_NS = 10_000_000, 50_000_000
+_STATUS_GAP_NS, _BUSY_GAP_NS = 10_000_000, 90_000_000
 _EXIT_DEFECT = 70
 # Requests of one client: more than one that waits for each answer can ask.
 _CONTROL_PER_S, _REPLAY_PER_S = 1_000, 2_000
