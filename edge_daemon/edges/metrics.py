@@ -196,6 +196,12 @@ def _journal(status: Mapping[str, Any]) -> Families:
     yield commit
     text = "Withdrawn records that wait for the disk"
     yield GaugeMetricFamily("edge_journal_owed", text, journal["owed"])
+    amendments = CounterMetricFamily("edge_amendments", "What the gateway told of verdicts and parts", labels=["kind"])
+    amendments.add_metric(["delivery"], status["amendments"]["deliveries"])
+    amendments.add_metric(["disposition"], status["amendments"]["dispositions"])
+    yield amendments
+    text = "Parts that may have passed although nothing released them"
+    yield CounterMetricFamily("edge_passed_without_ok", text, status["amendments"]["passed_without_ok"])
     text = "Results that went out as failed because their record was not on the disk in time"
     yield CounterMetricFamily("edge_results_withdrawn", text, records["withdrawn"])
 

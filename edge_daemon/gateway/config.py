@@ -4,7 +4,7 @@ import ipaddress
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -27,6 +27,7 @@ def _no_bool(value: object) -> object:
 Milliseconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=600_000, allow_inf_nan=False)]
 Port = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=65_535)]
 Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://\S+$", max_length=200)]
+OpcuaRole = Literal["viewer", "operator", "plc"]
 StationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
@@ -74,8 +75,45 @@ class ModbusConfig(Section):
         return self
 
 
+class MetricsConfig(Section):
+    """Metrics for Prometheus, over HTTP at `/metrics`. Counters, times and names of this configuration, no secret;
+    whoever reaches the address can read them, and can do nothing else there."""
+
+    host: str = "127.0.0.1"
+    """Address of this PC: of its own for a Prometheus (or an agent) on it, or on the plant's network."""
+    port: Port = 9109
+    """Port."""
+
+    @model_validator(mode="after")
+    def _address(self) -> "MetricsConfig":
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError as exc:
+            raise ValueError(f"{exc}; write an address such as 127.0.0.1") from exc
+        return self
+
+
+class OpcuaUserConfig(Section):
+    """Somebody whom the OPC UA server knows: by a certificate of its own, by a password, or either."""
+
+    role: OpcuaRole
+    """`viewer` reads; `operator` may also report a part as removed; `plc` may report every disposition."""
+    certificate: Path | None = None
+    """Certificate of the client (DER or PEM)."""
+    password: Path | None = None
+    """File with the password in its first line, 12 characters at least, readable by its owner alone (or a credential of
+    systemd). The connection's certificate must be on the list as well."""
+
+    @model_validator(mode="after")
+    def _proves_itself(self) -> "OpcuaUserConfig":
+        if self.certificate is None and self.password is None:
+            raise ValueError("anybody could be this user: give certificate, password or both")
+        return self
+
+
 class OpcuaConfig(Section):
-    """The OPC UA server: states and results for reading. No part is released through it."""
+    """The OPC UA server: states and results for reading, and reports of what became of parts. No part is released
+    through it."""
 
     endpoint: Annotated[str, Field(pattern=r"^opc\.tcp://[^/\s]+:\d+(/\S*)?$")] = "opc.tcp://127.0.0.1:4840"
     """Address of the server."""
@@ -85,6 +123,13 @@ class OpcuaConfig(Section):
     """Its private key (PEM)."""
     viewers: tuple[Path, ...] = ()
     """Certificates of clients that may read."""
+    trusted: tuple[Path, ...] = ()
+    """Certificates of clients that may connect and then say who they are, with a password."""
+    anonymous: bool | None = None
+    """Whether a client that names nobody may read; with a certificate of the server only one that is on the list. By
+    default only without one, on this PC."""
+    users: Annotated[dict[StationName, OpcuaUserConfig], Field(max_length=64)] = {}
+    """Users: `[opcua.users.NAME]`."""
 
     @model_validator(mode="after")
     def _guarded(self) -> "OpcuaConfig":
@@ -93,8 +138,10 @@ class OpcuaConfig(Section):
         host = self.endpoint.removeprefix("opc.tcp://").rpartition(":")[0]
         if self.certificate is None and host not in ("127.0.0.1", "localhost"):
             raise ValueError(f"{host} can be reached from a network: give certificate, private_key and viewers")
-        if self.certificate is not None and not self.viewers:
-            raise ValueError("nobody could read: name the certificates of the clients in `viewers`")
+        if self.certificate is not None and not (self.viewers or self.users):
+            raise ValueError("nobody could read: name the certificates of the clients in `viewers`, or `users`")
+        if self.certificate is None and (self.users or self.trusted):
+            raise ValueError("users need encryption: give certificate and private_key")
         return self
 
 
@@ -172,6 +219,8 @@ class GatewayConfig(Section):
     """The Modbus/TCP server."""
     opcua: OpcuaConfig | None = None
     """The OPC UA server; none without this table."""
+    metrics: MetricsConfig | None = None
+    """Metrics for Prometheus; none without this table."""
     stations: Annotated[dict[StationName, StationConfig], Field(min_length=1)]
     """The stations, by their names in the daemon's configuration."""
 
@@ -203,11 +252,15 @@ def load_config(path: Path) -> GatewayConfig:
 
 def _anchor(opcua: object, base: Path) -> None:
     if isinstance(opcua, dict):
-        for key in ("certificate", "private_key"):
+        for key in ("certificate", "private_key", "password"):
             if isinstance(opcua.get(key), str):
                 opcua[key] = base / opcua[key]
-        if isinstance(opcua.get("viewers"), list):
-            opcua["viewers"] = [base / v if isinstance(v, str) else v for v in opcua["viewers"]]
+        for key in ("viewers", "trusted"):
+            if isinstance(opcua.get(key), list):
+                opcua[key] = [base / v if isinstance(v, str) else v for v in opcua[key]]
+        users = opcua.get("users")
+        for user in users.values() if isinstance(users, dict) else ():
+            _anchor(user, base)
 
 
 def _told(problem: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ against the result. Both say what they compare; whatever they do not know is not
 import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, Literal
@@ -171,7 +172,15 @@ class Tick:
     """Time has passed."""
 
 
-Event = PlcWrote | StatusCame | TriggerAnswered | ResultCame | Tick
+@dataclass(frozen=True, slots=True)
+class PartReported:
+    """Somebody who may say so reports what became of a part. No sign of life of the PLC, and no command."""
+
+    acquisition_id: int
+    disposition: int
+
+
+Event = PlcWrote | StatusCame | TriggerAnswered | ResultCame | PartReported | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +403,10 @@ class DialogueCounts:
     passed_without_ok: int = 0
     unknown_parts: int = 0
 
+    def copy(self) -> "DialogueCounts":
+        """One that does not change any more."""
+        return deepcopy(self)
+
 
 class Dialogue:
     """One station's dialogue. `feed` takes what happened, `block` is what the PLC may read at that moment.
@@ -459,6 +472,8 @@ class Dialogue:
                 self._answered(trigger_id, reply, now_ns)
             case ResultCame():
                 self._result_came(event, now_ns)
+            case PartReported(acquisition_id, disposition):
+                self._dispose(acquisition_id, disposition)
             case Tick():
                 pass
         effects, self._effects = self._effects, []
@@ -821,8 +836,10 @@ class Dialogue:
     def _report(self, acquisition_id: int, code: int) -> None:
         """What the PLC says became of a part. It writes so in every cycle until it has something else to say."""
         before, self._reported = self._reported, (acquisition_id, code)
-        if self._reported == before or 0 in self._reported:
-            return
+        if self._reported != before and 0 not in self._reported:
+            self._dispose(acquisition_id, code)
+
+    def _dispose(self, acquisition_id: int, code: int) -> None:
         known = self._known.get(acquisition_id)
         if known is None or code not in {int(known_code) for known_code in Disposition}:
             self.counts.unknown_parts += 1

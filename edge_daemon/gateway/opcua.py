@@ -1,30 +1,36 @@
-"""The OPC UA server: states and results for reading, under the field names of OPC 40100-1.
+"""The OPC UA server: states and results for reading, under the field names of OPC 40100-1, and one value to write: what
+became of a part.
 
 For display, MES and diagnosis. It takes no triggers and no part is released through it: what it shows is the record as
 published, with `IsSimulated` and all, and not the proven code word of the dialogue.
 
-Who may read: with a certificate, clients whose own certificate is in `viewers`, signed and encrypted; without one,
-anybody on this PC. There is one role, viewer: every service that writes, calls or changes nodes is refused.
+Who may read: with a certificate, clients whose own certificate is listed, signed and encrypted; without one, anybody on
+this PC. Who may report: see `opcua_users`. Every other write, and all that calls or changes nodes, is refused.
 Results wait in a queue of 256; when it is full the oldest is dropped and counted, as it can be read in the journal.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from asyncua import ua
+from asyncua.common.callback import CallbackType
 from asyncua.common.node import Node
+from asyncua.crypto import uacrypto
 from asyncua.crypto.permission_rules import SimpleRoleRuleset, UserRole
 from asyncua.server.server import Server
-from asyncua.server.user_managers import CertificateUserManager, PermissiveUserManager
+from asyncua.ua.attribute_ids import AttributeIds
 from asyncua.ua.object_ids import ObjectIds
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from edge_daemon.gateway.config import OpcuaUserConfig
 from edge_daemon.gateway.errors import GatewayError
-from edge_daemon.gateway.words import Bits, Block
+from edge_daemon.gateway.opcua_users import Account, Accounts, Person, read_password
+from edge_daemon.gateway.words import LARGEST_ID, Bits, Block, Disposition
 from edge_daemon.wire.messages import Inspection
 
 NAMESPACE: Final = "urn:edge-daemon:gateway"
@@ -42,6 +48,11 @@ STATES: Final[tuple[tuple[str, ua.VariantType, str], ...]] = (
     ("ErrorCode", ua.VariantType.UInt16, "as in the register map"),
     ("State", ua.VariantType.UInt16, "state of OPC 40100-1, 1 to 7; 0 unknown"),
     ("Heartbeat", ua.VariantType.UInt32, "the inspecting path's counter"),
+)
+DISPOSITION: Final = (
+    "Disposition",
+    ua.VariantType.UInt32,
+    "array of two: Acquisition Id of a part and what became of it; roles operator and plc write it",
 )
 RESULT_FIELDS: Final[tuple[tuple[str, ua.VariantType, str], ...]] = (
     ("IsPartial", ua.VariantType.Boolean, "always false: a record is whole"),
@@ -61,7 +72,9 @@ RESULT_FIELDS: Final[tuple[tuple[str, ua.VariantType, str], ...]] = (
 
 
 class _Viewer(SimpleRoleRuleset):
-    """Reading and subscribing; nothing else, whoever asks."""
+    """Reading and subscribing; writing for those who may report something; nothing else, whoever asks."""
+
+    _WRITE: Final = ua.NodeId(ua.Int32(ObjectIds.WriteRequest_Encoding_DefaultBinary))
 
     _ALLOWED: Final = (
         ObjectIds.CreateSessionRequest_Encoding_DefaultBinary,
@@ -89,6 +102,11 @@ class _Viewer(SimpleRoleRuleset):
         reading = {ua.NodeId(ua.Int32(identifier)) for identifier in self._ALLOWED}
         self._permission_dict = {UserRole.Admin: reading, UserRole.User: reading, UserRole.Anonymous: set()}
 
+    def check_validity(self, user: object, action_type_id: ua.NodeId, body: object) -> bool:
+        if action_type_id == self._WRITE:
+            return isinstance(user, Person) and bool(user.may_report)
+        return bool(super().check_validity(user, action_type_id, body))  # type: ignore[no-untyped-call]
+
 
 class OpcuaEdge:
     """Serves the stations. `open` and `close` in the loop that feeds it; `run` writes until it is cancelled."""
@@ -100,12 +118,22 @@ class OpcuaEdge:
         certificate: Path | None = None,
         private_key: Path | None = None,
         viewers: Collection[Path] = (),
+        *,
+        trusted: Collection[Path] = (),
+        users: Mapping[str, OpcuaUserConfig] | None = None,
+        anonymous: bool | None = None,
+        on_report: Callable[[str, int, int], None] = lambda _station, _number, _code: None,
     ) -> None:
         self._endpoint = endpoint
         self._stations = tuple(stations)
         self._certificate = certificate
         self._private_key = private_key
         self._viewers = tuple(viewers)
+        self._trusted = tuple(trusted)
+        self._known = dict(users or {})
+        self._anonymous = anonymous
+        self._on_report = on_report
+        self._reports: dict[ua.NodeId, str] = {}
         self._server: Server | None = None
         self._nodes: dict[tuple[str, str], tuple[Node, ua.VariantType]] = {}
         self._written: dict[tuple[str, str], object] = {}
@@ -116,7 +144,7 @@ class OpcuaEdge:
     async def open(self) -> None:
         """Raises GatewayError when a certificate cannot be read or the address cannot be had."""
         users = await self._users()
-        server = Server(user_manager=users)  # type: ignore[arg-type]  # the managers share no base class
+        server = Server(user_manager=users)  # type: ignore[arg-type]  # asyncua's own share no base class
         await server.init()
         server.set_endpoint(self._endpoint)
         server.set_server_name("edge-gateway")
@@ -125,6 +153,7 @@ class OpcuaEdge:
         try:
             await self._secure(server)
             await self._add_nodes(server)
+            server.subscribe_server_callback(CallbackType.PreWrite, self._before_write)
             await server.start()
         except (OSError, ValueError) as exc:
             with suppress(Exception):
@@ -165,16 +194,32 @@ class OpcuaEdge:
             for name, value in state_values(block).items():
                 await self._set(station, name, value)
 
-    async def _users(self) -> PermissiveUserManager | CertificateUserManager:
+    async def _users(self) -> Accounts:
         if self._certificate is None:
-            return PermissiveUserManager()
-        users = CertificateUserManager()
-        for viewer in self._viewers:
-            try:
-                await users.add_role(viewer, UserRole.User, str(viewer), _format(viewer))
-            except (OSError, ValueError) as exc:
-                raise GatewayError(f"the certificate of a viewer cannot be read: {viewer}: {exc}") from exc
-        return users
+            return Accounts((), None, anonymous=self._anonymous is not False)
+        accounts = [Account(str(path), "viewer", await _certificate(path)) for path in self._viewers]
+        for name, user in self._known.items():
+            own = await _certificate(user.certificate) if user.certificate is not None else None
+            password = read_password(user.password) if user.password is not None else None
+            accounts.append(Account(name, user.role, own, password))
+        trusted = [await _certificate(path) for path in self._trusted]
+        trusted += [account.certificate for account in accounts if account.certificate is not None]
+        return Accounts(accounts, trusted, anonymous=self._anonymous is True)
+
+    async def _before_write(self, event: Any, _dispatcher: object) -> None:
+        """A report is taken before its value is written: what is refused is not shown either."""
+        if not event.is_external:
+            return
+        for write in event.request_params.NodesToWrite:
+            station = self._reports.get(write.NodeId)
+            if station is None:
+                continue  # written by nobody: the server refuses it
+            number, code = _report_of(write.Value.Value)
+            if write.AttributeId != AttributeIds.Value or not isinstance(event.user, Person):
+                raise ua.uaerrors.BadUserAccessDenied
+            if code not in event.user.may_report:
+                raise ua.uaerrors.BadUserAccessDenied
+            self._on_report(station, number, code)
 
     async def _secure(self, server: Server) -> None:
         if self._certificate is None or self._private_key is None:
@@ -184,7 +229,10 @@ class OpcuaEdge:
         await server.load_certificate(self._certificate, _format(self._certificate))
         await server.load_private_key(self._private_key, format=_format(self._private_key))
         server.set_security_policy([ua.SecurityPolicyType.Basic256Sha256_SignAndEncrypt], permission_ruleset=_Viewer())
-        server.set_identity_tokens([ua.X509IdentityToken, ua.AnonymousIdentityToken])
+        tokens = [ua.X509IdentityToken, ua.AnonymousIdentityToken]
+        if any(user.password is not None for user in self._known.values()):
+            tokens.append(ua.UserNameIdentityToken)
+        server.set_identity_tokens(tokens)
 
     async def _add_nodes(self, server: Server) -> None:
         index = await server.register_namespace(NAMESPACE)
@@ -196,6 +244,10 @@ class OpcuaEdge:
                     f"ns={index};s={station}.{name}", f"{index}:{name}", _empty(kind), kind
                 )
                 self._nodes[station, name] = node, kind
+            name, kind, _ = DISPOSITION
+            report = await parent.add_variable(f"ns={index};s={station}.{name}", f"{index}:{name}", [0, 0], kind)
+            await report.set_writable()
+            self._reports[report.nodeid] = station
             for name, kind, _ in RESULT_FIELDS:
                 path = f"ns={index};s={station}.Result.{name}"
                 self._nodes[station, name] = (
@@ -242,6 +294,26 @@ def result_values(inspection: Inspection) -> dict[str, Any]:
         "Reason": inspection.reason,
         "ResultId": inspection.result_id,
     }
+
+
+def _report_of(variant: ua.Variant | None) -> tuple[int, int]:
+    """Acquisition Id and code. Raises BadTypeMismatch, BadOutOfRange."""
+    value = variant.Value if variant is not None else None
+    if not isinstance(value, list) or len(value) != 2 or not all(type(number) is int for number in value):
+        raise ua.uaerrors.BadTypeMismatch
+    number, code = value
+    if not 0 < number <= LARGEST_ID or code not in {int(known) for known in Disposition if known}:
+        raise ua.uaerrors.BadOutOfRange
+    return number, code
+
+
+async def _certificate(path: Path) -> bytes:
+    """DER. Raises GatewayError."""
+    try:
+        certificate = await uacrypto.load_certificate(path, _format(path))
+    except (OSError, ValueError) as exc:
+        raise GatewayError(f"the certificate of an OPC UA client cannot be read: {path}: {exc}") from exc
+    return bytes(certificate.public_bytes(Encoding.DER))
 
 
 def _format(path: Path) -> str:

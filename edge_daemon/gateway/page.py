@@ -10,8 +10,10 @@ from edge_daemon.gateway.config import (
     DaemonConfig,
     GatewayConfig,
     JobConfig,
+    MetricsConfig,
     ModbusConfig,
     OpcuaConfig,
+    OpcuaUserConfig,
     Section,
     StationConfig,
 )
@@ -129,6 +131,7 @@ Write[4] := WORD(ackId / 65536);  Write[5] := WORD(ackId MOD 65536);
 Write[6] := WORD(toldId / 65536); Write[7] := WORD(toldId MOD 65536);
 Write[8] := told;                               // leave 6 to 8 out if you report nothing: 6 registers then
 io(ok => fresh, read => R);                     // fresh: both requests of this cycle were answered
+IF fresh THEN low := NOT bits.1; END_IF;        // a Trigger that was never seen low is no new one
 
 IF fresh AND R[0] = {layout} THEN
     beat := DWORD(R[8]) * 65536 + R[9];
@@ -156,7 +159,7 @@ IF unanswered.Q THEN triggering := FALSE; END_IF;
 
 IF photoEye.rising THEN
     good := FALSE; acknowledged := FALSE;       // nothing is known of this part
-    tracked := NOT triggering;                  // an unanswered Trigger: this part is not asked for, and rejected
+    tracked := NOT triggering AND low;          // else this part is not asked for, and rejected
     IF tracked THEN
         trigId := trigId + 1; IF trigId = 0 THEN trigId := 1; END_IF;
         triggering := TRUE;                     // the id stays as it is while Trigger is high
@@ -184,9 +187,37 @@ _NODES: Final = """\
 ## OPC UA
 
 For display, MES and diagnosis: `[opcua]` serves the same states and every record under the names of OPC 40100-1, for
-reading only. No part is released through it: it shows evaluations as recorded, not proven code words. With a
-certificate it lets in only clients whose certificate is in `viewers`, signed and encrypted; without one it listens
-on 127.0.0.1. The one role, viewer, may read and subscribe; writing, calling and changing nodes is refused.
+reading. No part is released through it: it shows evaluations as recorded, not proven code words. With a certificate
+it lets in only clients whose certificate is listed (`viewers`, `trusted`, `users`), signed and encrypted; without one
+it listens on 127.0.0.1, for reading.
+
+| role | may |
+|---|---|
+| viewer | browse, read, subscribe |
+| operator | also write `Disposition` with REMOVED: a part was taken off by hand |
+| plc | also write `Disposition` with every code, where the PLC reports here and not by Modbus |
+
+A client is its certificate, or a name with a password over a connection whose certificate is listed. Five wrong
+passwords in a row refuse that name for 30 s. `Disposition` is one value, an array of two: Acquisition Id and code, as
+in the registers; Good says that the gateway has taken it. Everything else is refused to everybody: triggers,
+acknowledgements, calls, changes of nodes.
+
+```toml
+[opcua]
+endpoint = "opc.tcp://10.0.0.7:4840"
+certificate = "opcua.der"
+private_key = "opcua-key.pem"
+viewers = ["mes.der"]
+trusted = ["panel.der"]              # may connect; who sits there says so by name and password
+
+[opcua.users.plc-7]
+role = "plc"
+certificate = "plc-7.der"
+
+[opcua.users.anna]
+role = "operator"
+password = "anna.password"           # chmod 600; or /run/credentials/edge-gateway.service/anna.password
+```
 
 Namespace `urn:edge-daemon:gateway`; node ids `ns=…;s=STATION.NAME`.
 """
@@ -203,12 +234,12 @@ def register_table(layout: Sequence[Register], address: int) -> str:
 
 def gateway_page() -> str:
     """The whole page."""
-    from edge_daemon.gateway.opcua import RESULT_FIELDS, STATES
+    from edge_daemon.gateway.opcua import DISPOSITION, RESULT_FIELDS, STATES
 
     ok, layout = int(Verdict.OK), RESULTS[0].meaning.split()[1].rstrip(";")
     nodes = [
         f"| `{path}{name}` | {kind.name} | {meaning} |"
-        for path, fields in (("", STATES), ("Result.", RESULT_FIELDS))
+        for path, fields in (("", (*STATES, DISPOSITION)), ("Result.", RESULT_FIELDS))
         for name, kind, meaning in fields
     ]
     sections = (
@@ -269,17 +300,19 @@ def _tables() -> list[str]:
         ("[daemon]", DaemonConfig),
         ("[modbus]", ModbusConfig),
         ("[opcua]", OpcuaConfig),
+        ("[opcua.users.NAME]", OpcuaUserConfig),
+        ("[metrics]", MetricsConfig),
         ("[stations.NAME]", StationConfig),
         ("[stations.NAME.jobs.NUMBER]", JobConfig),
     )
-    assert {*GatewayConfig.model_fields} == {"daemon", "modbus", "opcua", "stations"}
+    assert {*GatewayConfig.model_fields} == {"daemon", "modbus", "opcua", "metrics", "stations"}
     return [_table(heading, section) for heading, section in sections]
 
 
 def _table(heading: str, section: type[Section]) -> str:
     rows = []
     for key, field in section.model_fields.items():
-        if key == "jobs":
+        if key in ("jobs", "users"):
             continue
         shown = "required" if field.is_required() else "" if field.default in (None, ()) else f"`{field.default}`"
         rows.append(f"| `{key}` | {shown} | {' '.join((field.description or '').split())} |")

@@ -13,6 +13,9 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from edge_daemon import __version__
+from edge_daemon.edges.scrapes import MetricsServer
+from edge_daemon.errors import EdgeError
 from edge_daemon.gateway.amendments import amendment
 from edge_daemon.gateway.config import GatewayConfig
 from edge_daemon.gateway.dialogue import (
@@ -21,6 +24,7 @@ from edge_daemon.gateway.dialogue import (
     DialogueSettings,
     Event,
     Note,
+    PartReported,
     PlcWrote,
     ResultCame,
     Tell,
@@ -28,6 +32,7 @@ from edge_daemon.gateway.dialogue import (
 )
 from edge_daemon.gateway.errors import GatewayError
 from edge_daemon.gateway.link import DaemonEndpoints, DaemonLink
+from edge_daemon.gateway.metrics import GatewayReading, exposition, station_reading
 from edge_daemon.gateway.words import Block, Command
 from edge_daemon.logs import fields
 from edge_daemon.notify import Notifier
@@ -41,6 +46,7 @@ log = logging.getLogger(__name__)
 _TICK_S: Final = 0.05
 _CLOSING_S: Final = 10.0
 _FLUSH_S: Final = 1.0
+_READING_S: Final = 2.0
 
 
 class StationSession:
@@ -115,6 +121,7 @@ class Gateway:
             # OPC UA first: building its address space holds the loop for a second, which the PLC must not see.
             await self._open_opcua(stack)
             await self._open_modbus(stack)
+            self._serve_metrics(stack)
             tasks = [asyncio.create_task(self._link.run()), asyncio.create_task(self._tick())]
             if self._opcua is not None:
                 tasks.append(asyncio.create_task(self._opcua.run()))
@@ -152,10 +159,54 @@ class Gateway:
             from edge_daemon.gateway.opcua import OpcuaEdge
         except ImportError as exc:
             raise GatewayError(f"OPC UA needs more packages: pip install 'edge-daemon[gateway]' ({exc})") from exc
-        edge = OpcuaEdge(opcua.endpoint, self.sessions, opcua.certificate, opcua.private_key, opcua.viewers)
+        edge = OpcuaEdge(
+            opcua.endpoint,
+            self.sessions,
+            opcua.certificate,
+            opcua.private_key,
+            opcua.viewers,
+            trusted=opcua.trusted,
+            users=opcua.users,
+            anonymous=opcua.anonymous,
+            on_report=lambda name, number, code: self.sessions[name].feed(PartReported(number, code)),
+        )
         await edge.open()
         stack.push_async_callback(edge.close)
         self._opcua = edge
+
+    def _serve_metrics(self, stack: AsyncExitStack) -> None:
+        """No line stands still because nobody can watch it."""
+        metrics = self._config.metrics
+        if metrics is None:
+            return
+        loop = asyncio.get_running_loop()
+
+        def page() -> bytes:
+            """In the server's thread: only what is read is read in the loop, and no PLC waits for a page."""
+            return exposition(asyncio.run_coroutine_threadsafe(self._read(), loop).result(_READING_S))
+
+        server = MetricsServer(metrics.host, metrics.port, page)
+        try:
+            server.open()
+        except EdgeError as exc:
+            log.error("%s", exc)
+        stack.callback(server.close)
+
+    async def _read(self) -> GatewayReading:
+        return self.reading()
+
+    def reading(self) -> GatewayReading:
+        """The gateway at this moment, for metrics."""
+        now_ns = time.monotonic_ns()
+        return GatewayReading(
+            run=self._run_id,
+            software=f"edge-daemon {__version__}",
+            stations={name: station_reading(session.dialogue, now_ns) for name, session in self.sessions.items()},
+            amendments=self._link.amendments.stats(),
+            amendments_waiting=len(self._link.amendments),
+            malformed=self._link.malformed,
+            opcua_dropped=self._opcua.dropped if self._opcua is not None else 0,
+        )
 
     def _fatal(self, exc: BaseException) -> None:
         log.critical("the gateway ends: %s", exc, exc_info=exc)

@@ -1,6 +1,7 @@
 """What Prometheus reads of a running daemon, and whether dashboards and alerts hang on what is really there."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.daemon import DaemonProcess, free_ports, receive
+from tests.gateway_kit import GatewayProcess
 from tests.system.conftest import SmallLine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,10 +66,33 @@ def page(tmp_path_factory: pytest.TempPathFactory, small_line: SmallLine) -> Pag
         return read(port)
 
 
+@pytest.fixture(scope="module")
+def gateway_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """Of a gateway in a process of its own, that hears no daemon and no PLC."""
+    (port,) = free_ports(1)
+    folder = tmp_path_factory.mktemp("gateway")
+    nobody = dict(zip(("results", "status", "triggers", "amendments"), map(_at, free_ports(4)), strict=True))
+    with GatewayProcess(folder, nobody, "window_ms = 500", f"[metrics]\nport = {port}"):
+        return read(port)
+
+
+def _at(port: int) -> str:
+    return f"tcp://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def both(page: Page, gateway_page: Page) -> Page:
+    return page | gateway_page
+
+
 def read(port: int) -> Page:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         text = answer.read().decode()
+    return parsed(text)
+
+
+def parsed(text: str) -> Page:
     found: Page = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -120,6 +145,16 @@ def test_no_label_names_a_part(page: Page) -> None:
     assert sum(map(len, page.values())) < 400
 
 
+def test_a_gateway_says_how_it_stands_before_anybody_has_spoken(gateway_page: Page) -> None:
+    assert value(gateway_page, "edge_gateway_plc_connected", station="st1") == 0
+    assert value(gateway_page, "edge_gateway_trigger_ready", station="st1") == 0
+    assert value(gateway_page, "edge_gateway_error", error="daemon_silent") == 1
+    assert value(gateway_page, "edge_gateway_phase", phase="offline") == 1
+    assert value(gateway_page, "edge_gateway_daemon_silence_seconds") == math.inf
+    assert value(gateway_page, "edge_gateway_amendments_total", fate="dropped") == 0
+    assert sum(map(len, gateway_page.values())) < 120
+
+
 # -- dashboard and alerts ------------------------------------------------------------------------------
 
 
@@ -134,7 +169,8 @@ def expressions() -> Iterator[tuple[str, str]]:
         yield f"alert {name}", " ".join(expression.split())
 
 
-def test_the_documentation_names_every_metric_and_no_other(page: Page) -> None:
+def test_the_documentation_names_every_metric_and_no_other(both: Page) -> None:
+    page = both
     suffixes = r"_(bucket|count|sum|created)$"
     exported = {re.sub(suffixes, "", name) if name + "_sum" not in page else name for name in page}
     told = set(re.findall(r"`(edge_\w+)`", (ROOT / "deploy/docs/service.md").read_text()))
@@ -148,7 +184,8 @@ def test_there_are_queries_to_look_at() -> None:
 
 
 @pytest.mark.parametrize(("where", "expression"), [pytest.param(w, e, id=w) for w, e in expressions()])
-def test_every_query_asks_for_names_and_labels_that_exist(page: Page, where: str, expression: str) -> None:
+def test_every_query_asks_for_names_and_labels_that_exist(both: Page, where: str, expression: str) -> None:
+    page = both
     names = set(re.findall(r"\bedge_\w+", expression))
     assert names or "up{" in expression, where
     assert names <= set(page), f"{where}: {names - set(page)}"
@@ -160,8 +197,8 @@ def test_every_query_asks_for_names_and_labels_that_exist(page: Page, where: str
     assert asked <= labels, f"{where}: {asked - labels}"
 
 
-def test_every_value_of_a_label_that_is_asked_for_is_one_that_exists(page: Page) -> None:
-    values = {pair for samples in page.values() for labels in samples for pair in labels}
+def test_every_value_of_a_label_that_is_asked_for_is_one_that_exists(both: Page) -> None:
+    values = {pair for samples in both.values() for labels in samples for pair in labels}
     free = {"instance", "job", "line", "station", "alarm", "le", "quantile"}
     for where, expression in expressions():
         for label, operator, wanted in re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"', expression):

@@ -2,16 +2,20 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asyncua import Client, ua
 from asyncua.crypto.cert_gen import setup_self_signed_certificate
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from edge_daemon.gateway.config import OpcuaUserConfig
 from edge_daemon.gateway.errors import GatewayError
 from edge_daemon.gateway.opcua import NAMESPACE, RESULT_FIELDS, STATES, OpcuaEdge, result_values, state_values
-from edge_daemon.gateway.words import Bits, Block, ErrorCode
+from edge_daemon.gateway.opcua_users import Account, Accounts, read_password
+from edge_daemon.gateway.words import Bits, Block, Disposition, ErrorCode
 from tests.daemon import free_ports
 from tests.wire_kit import inspection, not_ok
 
@@ -63,35 +67,193 @@ def test_a_client_reads_states_and_results_and_can_write_neither() -> None:
     serve(talk)
 
 
-def test_only_clients_whose_certificate_is_named_get_in_and_only_encrypted(tmp_path: Path) -> None:
-    async def certificate(name: str) -> tuple[Path, Path]:
-        key, cert = tmp_path / f"{name}.pem", tmp_path / f"{name}.der"
-        use = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
-        await setup_self_signed_certificate(key, cert, NAMESPACE, "localhost", use, {"commonName": name})
-        return cert, key
+PASSWORD = "a long enough word"
+Ask = Callable[[Client, int], Awaitable[object]]
 
-    async def reads(url: str, cert: Path | None, key: Path | None) -> list[object]:
-        client = Client(url, timeout=4)
+
+@dataclass
+class Guarded:
+    """A server with certificates for clients of every sort. `reports`: what the gateway was told."""
+
+    folder: Path
+    url: str
+    certificates: dict[str, tuple[Path, Path]]
+    reports: list[tuple[str, int, int]] = field(default_factory=list)
+
+    async def talk(self, who: str | None, ask: Ask, name: str = "", password: str = "") -> object:
+        """What a client with this certificate gets, under a name or under none."""
+        client = Client(self.url, timeout=4)
         client.application_uri = NAMESPACE
-        if cert is not None and key is not None:
-            await client.set_security_string(f"Basic256Sha256,SignAndEncrypt,{cert},{key}")
+        if name:
+            client.set_user(name)
+            client.set_password(password)
+        if who is not None:
+            certificate, key = self.certificates[who]
+            await client.set_security_string(f"Basic256Sha256,SignAndEncrypt,{certificate},{key}")
         async with client:
-            return await values(client, ["Online"])
+            return await ask(client, await client.get_namespace_index(NAMESPACE))
 
+    async def refused(self, *who: Any) -> bool:
+        try:
+            await self.talk(*who)
+        except (TimeoutError, ua.UaError, ConnectionError, OSError):
+            return True
+        return False
+
+
+def guarded(folder: Path, talk: Callable[[Guarded], Awaitable[None]]) -> None:
     async def all_of_it() -> None:
-        server, friend, stranger = [await certificate(name) for name in ("server", "friend", "stranger")]
-        url = f"opc.tcp://127.0.0.1:{free_ports(1)[0]}"
-        edge = OpcuaEdge(url, ["st1"], *server, viewers=[friend[0]])
+        certificates = {}
+        for name in ("server", "friend", "panel", "plc", "stranger"):
+            key, cert = folder / f"{name}.pem", folder / f"{name}.der"
+            use = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
+            await setup_self_signed_certificate(key, cert, NAMESPACE, "localhost", use, {"commonName": name})
+            certificates[name] = cert, key
+        (folder / "anna.password").write_text(PASSWORD + "\n")
+        (folder / "anna.password").chmod(0o600)
+        at = Guarded(folder, f"opc.tcp://127.0.0.1:{free_ports(1)[0]}", certificates)
+        users = {
+            "anna": OpcuaUserConfig(role="operator", password=folder / "anna.password"),
+            "plc-7": OpcuaUserConfig(role="plc", certificate=certificates["plc"][0]),
+        }
+        edge = OpcuaEdge(
+            at.url,
+            ["st1"],
+            *certificates["server"],
+            viewers=[certificates["friend"][0]],
+            trusted=[certificates["panel"][0]],
+            users=users,
+            on_report=lambda *report: at.reports.append(report),
+        )
         await edge.open()
         try:
-            assert await reads(url, *friend) == [False]
-            for nobody in (stranger, (None, None)):
-                with pytest.raises((ua.UaError, ConnectionError, OSError, asyncio.TimeoutError)):
-                    await reads(url, *nobody)
+            await talk(at)
         finally:
             await edge.close()
 
     asyncio.run(all_of_it())
+
+
+async def reads(client: Client, index: int) -> object:
+    return await client.get_node(f"ns={index};s=st1.Online").read_value()
+
+
+async def browses(client: Client, index: int) -> object:
+    children = await client.get_node(f"ns={index};s=st1").get_children()
+    return {(await child.read_browse_name()).Name for child in children}
+
+
+def reporting(
+    value: object, kind: ua.VariantType = ua.VariantType.UInt32
+) -> Callable[[Client, int], Awaitable[object]]:
+    async def report(client: Client, index: int) -> object:
+        await client.get_node(f"ns={index};s=st1.Disposition").write_value(ua.Variant(value, kind))
+        return True
+
+    return report
+
+
+def writing(name: str, value: ua.Variant) -> Ask:
+    async def write(client: Client, index: int) -> object:
+        return await client.get_node(f"ns={index};s=st1.{name}").write_value(value)
+
+    return write
+
+
+def test_only_clients_whose_certificate_is_listed_get_in_and_only_encrypted(tmp_path: Path) -> None:
+    async def talk(at: Guarded) -> None:
+        assert await at.talk("friend", reads) is False
+        assert {"Online", "Disposition", "Result"} <= set(await at.talk("plc", browses))  # type: ignore[call-overload]
+        assert await at.talk("panel", reads, "anna", PASSWORD) is False
+        assert await at.refused("stranger", reads)
+        assert await at.refused(None, reads)
+        assert await at.refused("panel", reads), "trusted to connect, and nobody yet"
+
+    guarded(tmp_path, talk)
+
+
+def test_a_password_opens_nothing_without_a_listed_certificate_and_a_wrong_one_nothing_at_all(tmp_path: Path) -> None:
+    async def talk(at: Guarded) -> None:
+        assert await at.refused("stranger", reads, "anna", PASSWORD)
+        assert await at.refused("panel", reads, "anna", "")
+        assert await at.refused("panel", reads, "anna", PASSWORD[:-1])
+        assert await at.refused("panel", reads, "plc-7", PASSWORD), "who has no password cannot log in with one"
+        assert await at.refused("panel", reads, "admin", PASSWORD)
+        assert await at.talk("panel", reads, "anna", PASSWORD) is False
+
+    guarded(tmp_path, talk)
+
+
+def test_each_role_writes_what_is_its_own_and_nobody_anything_else(tmp_path: Path) -> None:
+    async def talk(at: Guarded) -> None:
+        passed, removed = reporting([7, Disposition.PASSED]), reporting([8, Disposition.REMOVED])
+        assert await at.refused("friend", passed)
+        assert await at.refused("friend", removed)
+        assert await at.refused("panel", passed, "anna", PASSWORD)
+        assert at.reports == []
+        assert await at.talk("panel", removed, "anna", PASSWORD)
+        assert await at.talk("plc", passed)
+        assert at.reports == [("st1", 8, Disposition.REMOVED), ("st1", 7, Disposition.PASSED)]
+        for name, value in (
+            ("TriggerReady", ua.Variant(True, ua.VariantType.Boolean)),
+            ("Result.ResultEvaluation", ua.Variant(1, ua.VariantType.Int32)),
+        ):
+            assert await at.refused("plc", writing(name, value))
+
+    guarded(tmp_path, talk)
+
+
+def test_a_report_that_is_none_is_refused_and_not_taken(tmp_path: Path) -> None:
+    async def talk(at: Guarded) -> None:
+        for value in ([0, 1], [7, 0], [7, 6], [7], [7, 1, 1], 7, []):
+            assert await at.refused("plc", reporting(value)), value
+        assert await at.refused("plc", reporting([7, 1], ua.VariantType.Int32)) or at.reports == [("st1", 7, 1)]
+        assert at.reports in ([], [("st1", 7, 1)])
+
+    guarded(tmp_path, talk)
+
+
+# --- who is who, without a network --------------------------------------------------------------------------------
+
+
+def test_five_wrong_passwords_in_a_row_refuse_the_name_for_a_while() -> None:
+    now = [0]
+    accounts = Accounts([Account("anna", "operator", password=b"right")], [b"cert"], False, lambda: now[0])
+
+    def login(password: str) -> bool:
+        return accounts.get_user(None, "anna", password, b"cert") is not None  # type: ignore[arg-type]
+
+    assert [login("wrong") for _ in range(4)] == [False] * 4
+    assert login("right")
+    assert [login("wrong") for _ in range(5)] == [False] * 5
+    assert not login("right")
+    now[0] = 30_000_000_000
+    assert login("right")
+
+
+def test_anonymous_clients_look_where_that_is_said_and_report_nothing() -> None:
+    local = Accounts((), None, True).get_user(None)  # type: ignore[arg-type]
+    assert local is not None
+    assert local.may_report == frozenset()
+    assert Accounts((), None, False).get_user(None) is None  # type: ignore[arg-type]
+    listed = Accounts((), [b"cert"], True)
+    assert listed.get_user(None, certificate=b"cert") is not None  # type: ignore[arg-type]
+    assert listed.get_user(None, certificate=b"other") is None  # type: ignore[arg-type]
+    assert listed.get_user(None, username="", password="", certificate=b"cert") is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "told"),
+    [(b"long enough to be one\n", 0o644, "chmod 600"), (b"short\n", 0o600, "12"), (b"\xff" * 20, 0o600, "no text")],
+)
+def test_a_password_file_that_is_none_is_refused(tmp_path: Path, content: bytes, mode: int, told: str) -> None:
+    path = tmp_path / "password"
+    path.write_bytes(content)
+    path.chmod(mode)
+    with pytest.raises(GatewayError, match=told):
+        read_password(path)
+    with pytest.raises(GatewayError, match="cannot be read"):
+        read_password(tmp_path / "none")
 
 
 def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
