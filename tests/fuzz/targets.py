@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from edge_daemon.artefact.camera import CAMERA_FILE, read_camera_file
 from edge_daemon.artefact.pictures import MAX_PIXELS, decode_picture
 from edge_daemon.artefact.recipe import BANK, MANIFEST, TEMPLATE, load_recipe, verify_files, write_recipe
 from edge_daemon.artefact.signature import read_signatures, signature_bytes
@@ -28,6 +29,7 @@ from edge_daemon.cameras import gvcp
 from edge_daemon.cameras.channel import Channel, ChannelClosed
 from edge_daemon.config import Config
 from edge_daemon.config import load_config as load_daemon_config
+from edge_daemon.core.camera_settings import counting, differences, in_words
 from edge_daemon.detectors.loading import build_detector, check_golden
 from edge_daemon.edges.audit import AuditTrail, read_trail
 from edge_daemon.edges.journal import Journal, KnownBoot, Laters, Replay
@@ -393,11 +395,26 @@ def _pictures() -> tuple[Target, ...]:
     def png(data: bytes, folder: Path) -> None:
         decode(kit.with_png_checksums(data), folder)
 
+    def settings(data: bytes, folder: Path) -> None:
+        (folder / CAMERA_FILE).write_bytes(data)
+        found = read_camera_file(folder / CAMERA_FILE).settings
+        assert counting(found), "every camera would do"
+        assert differences(found, found) == ()
+        assert in_words(differences(found, {}), "a", "b")
+
     kinds = kit.pictures()
-    return tuple(
+    pictures = tuple(
         Target(f"picture {kind}", lambda _f, kind=kind: kinds[kind], png if kind == "png" else decode, memory_mb=2048)  # type: ignore[misc]
         for kind in kinds
     )
+    return (Target("camera settings", lambda _f: [_CAMERA], settings), *pictures)
+
+
+_CAMERA = b"""\
+{"schema": "edge-daemon/camera/1", "camera": "top", "kind": "gige", "taken_utc": "2026-11-21T08:00:00+00:00",
+ "software": "edge-daemon 0.1.0", "settings": {"exposure_us": 5000.0, "flip_x": false, "gain_raw": 3,
+ "pixel_format": "Mono8", "region": "640x480+0+0"}}
+"""
 
 
 # ---------------------------------------------------------------- configuration
