@@ -125,7 +125,7 @@ def _statuses(config: GatewayConfig, timeout_s: float) -> dict[str, Status]:
     """The first status of each station that speaks within the timeout."""
     heard: dict[str, Status] = {}
     with zmq.Context() as context:
-        statuses = connect(context, zmq.SUB, config.daemon.status)
+        statuses = connect(context, zmq.SUB, config.daemon.status, key=config.daemon.key)
         try:
             for name in config.stations:
                 statuses.setsockopt(zmq.SUBSCRIBE, topic(STATUS_TOPIC, name))

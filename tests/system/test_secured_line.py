@@ -16,11 +16,11 @@ import zmq
 
 from edge_daemon import ctl
 from edge_daemon.client import ControlClient, NoAnswerError, RefusedError, Subscriber, TriggerClient, connect
-from edge_daemon.wire.codec import decode_event, encode_request
+from edge_daemon.wire.codec import decode_amendment_reply, decode_event, encode_request
 from edge_daemon.wire.keys import ClientKey, create_server_key, enrol, read_client_list, revoke
-from edge_daemon.wire.messages import TriggerRequest
+from edge_daemon.wire.messages import AmendmentRequest, TriggerRequest
 from edge_daemon.wire.roles import ROLES
-from tests.daemon import DaemonProcess, receive
+from tests.daemon import DaemonProcess, free_ports, receive
 from tests.system.conftest import SmallLine
 
 WAIT_S = 30.0
@@ -135,6 +135,37 @@ def test_only_gateway_and_engineer_trigger(secured: Secured) -> None:
             else:
                 with pytest.raises(NoAnswerError, match="key file"):
                     triggers.trigger("st1", f"by-{role}", timeout_s=0.3)
+
+
+def test_only_the_gateway_tells_what_became_of_a_part(secured: Secured) -> None:
+    """Whoever could forge that a part was rejected could hide that it passed."""
+    forged = AmendmentRequest(
+        request_id="q1", amendment_id="a1", station="st1", trigger_id="t", kind="disposition", what="passed", after_ms=1
+    )
+    answered = {}
+    with zmq.Context() as context:
+        for role in ("gateway", "viewer", "operator", "engineer"):
+            asker = connect(context, zmq.DEALER, secured.at["amendments"], key=secured.files[role])
+            try:
+                if asker.poll(WAIT_S * 1000 if role == "gateway" else 300, zmq.POLLOUT):
+                    asker.send(encode_request(forged))
+                heard = bool(asker.poll(WAIT_S * 1000 if role == "gateway" else 300))
+                answered[role] = decode_amendment_reply(asker.recv_multipart()[-1]).reason if heard else None
+            finally:
+                asker.close(0)
+    assert answered == {"gateway": "unknown_result", "viewer": None, "operator": None, "engineer": None}
+
+
+def test_the_gateways_check_hears_a_daemon_that_uses_keys(secured: Secured, tmp_path: Path) -> None:
+    wire = "\n".join(f'{name} = "{secured.at[name]}"' for name in ("results", "status", "triggers", "amendments"))
+    config = tmp_path / "gateway.toml"
+    config.write_text(
+        f'[daemon]\n{wire}\nkey = "{secured.files["gateway"]}"\n[modbus]\nport = {free_ports(1)[0]}\n'
+        "[stations.st1]\nunit = 1\nwindow_ms = 500\n"
+    )
+    command = [sys.executable, "-m", "edge_daemon.gateway.cli", "check", "--config", str(config), "--timeout", "10"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("how", ["command", "SIGHUP"])
