@@ -18,14 +18,17 @@ _PATIENCE_S = 30.0
 class GatewayProcess:
     """`edge-gateway run` for station st1 as unit 1, on a free port.
 
-    endpoints: the daemon's; stations: TOML of the station's table and what follows it. Entering starts it and waits
-    until it listens; leaving ends it, and fails when it ended by itself.
+    endpoints: the daemon's; stations: TOML of the station's table and what follows it; key: for a daemon that
+    uses keys. Entering starts it and waits until it listens; leaving ends it, and fails when it ended by itself.
     """
 
-    def __init__(self, folder: Path, endpoints: dict[str, str], station: str, more: str = "") -> None:
+    def __init__(
+        self, folder: Path, endpoints: dict[str, str], station: str, more: str = "", key: Path | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_ports(1)[0]
         wire = "\n".join(f'{name} = "{endpoints[name]}"' for name in ("results", "status", "triggers", "amendments"))
+        wire += f'\nkey = "{key}"' if key else ""
         self.config = folder / "gateway.toml"
         self.config.write_text(
             f"[daemon]\n{wire}\n[modbus]\nport = {self.port}\n{more}\n[stations.st1]\nunit = 1\n{station}\n"

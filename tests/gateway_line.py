@@ -32,6 +32,7 @@ from edge_daemon.artefact.store import Store
 from edge_daemon.gateway.words import Verdict
 from edge_daemon.simulation.defects import DefectScript
 from edge_daemon.simulation.render import Scene
+from edge_daemon.wire.keys import create_server_key, enrol
 from tests.conftest import ROOT
 from tests.daemon import DaemonProcess
 from tests.gateway_kit import GatewayProcess
@@ -311,23 +312,43 @@ def nobody(_daemon: DaemonProcess, _gateway: GatewayProcess) -> contextlib.Abstr
 
 
 def run_line(
-    folder: Path, reference: Reference, parts: int, seed: int, rounds: int, more: str = "", beside: Beside = nobody
+    folder: Path,
+    reference: Reference,
+    parts: int,
+    seed: int,
+    rounds: int,
+    more: str = "",
+    beside: Beside = nobody,
+    keys: bool = False,
 ) -> tuple[Line, list[dict[str, Any]]]:
     """The line with every fault `rounds` times, in random order, and at least so many parts; and the journal.
 
-    more: of the daemon's configuration; beside: who else is at the network meanwhile
+    more: of the daemon's configuration; beside: who else is at the network meanwhile; keys: whether the daemon listens
+    everywhere, and lets in only whom it knows
     """
     chance = random.Random(seed)
     plan = [name for _ in range(rounds) for name in chance.sample(FAULTS, len(FAULTS))]
     first, second = reference.write_recipes(folder)
-    daemon = DaemonProcess(folder / "daemon", DAEMON.format(recipe=first) + more)
+    engineer, plc = key_files(folder) if keys else (None, None)
+    text = DAEMON.format(recipe=first) + more
+    daemon = DaemonProcess(folder / "daemon", text, key=engineer, host="0.0.0.0" if keys else "127.0.0.1")
     store = Store(daemon.folder / "state" / "store")
     store.add(first)
     store.add(second)
-    gateway = GatewayProcess(folder / "gateway", daemon.endpoints, GATEWAY, more='clients = ["127.0.0.1"]')
+    gateway = GatewayProcess(folder / "gateway", daemon.endpoints, GATEWAY, 'clients = ["127.0.0.1"]', plc)
     with daemon, gateway, beside(daemon, gateway):
         line = _faults_happen(daemon, gateway, plan, parts)
     return line, daemon.records()
+
+
+def key_files(folder: Path) -> tuple[Path, Path]:
+    """Of an engineer and of the gateway, both known to the daemon of `run_line`."""
+    keys = folder / "daemon" / "state" / "keys"
+    create_server_key(keys)
+    files = folder / "engineer.key", folder / "gateway.key"
+    enrol(keys, "engineer", "engineer", files[0])
+    enrol(keys, "gateway", "gateway", files[1])
+    return files
 
 
 def _faults_happen(daemon: DaemonProcess, gateway: GatewayProcess, plan: list[str], parts: int) -> Line:

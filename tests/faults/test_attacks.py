@@ -1,8 +1,8 @@
 """Strangers at every port of a running line: the parts pass and fail as if nobody were there.
 
-What keys keep out is proven in `tests/system/test_secured_line.py`; this daemon has none, as on a PC of its own, so
-that they get as far as they can. The gateway knows the PLC by its address. All of them share two cores with the line,
-which costs it time as no network would: parts may be rejected for that, and none may pass that should not.
+The daemon listens everywhere and knows its clients by their keys, the gateway knows the PLC by its address. (Without
+keys the daemon listens to programs of its own PC only; one of those could end it as well.) All of them share two cores
+with the line, which costs it time as no network would: a few parts may be rejected for that, and none may pass.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from tests.daemon import DaemonProcess, free_ports
 from tests.gateway_kit import GatewayProcess
 from tests.gateway_line import Reference, check_line, run_line
 
-PARTS, NEEDLESS = 80, 0.4
+PARTS, NEEDLESS = 80, 0.05
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def besieged(daemon: DaemonProcess, gateway: GatewayProcess, metrics: int) -> It
 
 
 @pytest.mark.timeout(240)
-def test_strangers_at_every_port_let_no_part_pass_and_the_line_goes_on(tmp_path: Path) -> None:
+def test_strangers_at_every_port_change_no_verdict(tmp_path: Path) -> None:
     reference = Reference()
     metrics = free_ports(1)[0]
     line, records = run_line(
@@ -52,6 +52,7 @@ def test_strangers_at_every_port_let_no_part_pass_and_the_line_goes_on(tmp_path:
         seed=3,
         rounds=0,
         more=f'\n[metrics]\nlisten = "127.0.0.1:{metrics}"\n',
+        keys=True,
         beside=lambda daemon, gateway: besieged(daemon, gateway, metrics),
     )
     print("\n" + check_line(line, records, reference, NEEDLESS))
