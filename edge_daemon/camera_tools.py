@@ -290,7 +290,11 @@ def grab(config: Config, name: str, timeout_s: float, clock_ns: Callable[[], int
     finally:
         camera.close()  # an isolated one tells what it has counted when it ends
     health, unhealthy, without_limits = _health(frame, recipe)
-    unhealthy = unhealthy or _other_settings(recipe, read_back)
+    if otherwise := _other_settings(recipe, read_back):
+        if view is not None and view[2].camera_settings == "warn":
+            notes = (*notes, f"judged with an alarm: {otherwise}")
+        else:
+            unhealthy = unhealthy or otherwise
     exposed = None if frame.exposed_ns is None else (frame.arrived_ns - frame.exposed_ns) / 1e6
     return Grabbed(
         name, frame, (opened_ns - begun_ns) / 1e6, (frame.arrived_ns - opened_ns) / 1e6, exposed, read_back,

@@ -4,13 +4,17 @@ Names are those of the GenICam Standard Features Naming Convention (SFNC 2.7), w
 field still use. Nothing here knows a library: `Nodes` is a camera's node map, through Aravis or a GenTL producer.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from edge_daemon.cameras.config import GenicamConfig
 from edge_daemon.core.pixel_format import format_named, names_of
 from edge_daemon.errors import CameraError
+
+log = logging.getLogger(__name__)
 
 Value = str | int | float | bool
 
@@ -26,10 +30,12 @@ BINNING = ("BinningHorizontal", "BinningVertical", "DecimationHorizontal", "Deci
 PTP_ENABLE = ("PtpEnable", "GevIEEE1588")
 PTP_STATUS = ("PtpStatus", "GevIEEE1588Status")
 
-# Whatever of these the camera has shapes its pictures, configured or not. Gains and black levels are those of the
-# selector that is set, which is all of them after `user_set` was loaded.
 _SHOWN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("exposure_us", EXPOSURE), ("gain_db", GAIN_DB), ("gain_raw", GAIN_RAW),
+)  # fmt: skip
+# Whatever of these the camera has shapes its pictures, configured or not. Gains and black levels are those of the
+# selector that is set, which is all of them after `user_set` was loaded.
+_SHOWN_TOO: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("exposure_auto", ("ExposureAuto",)), ("gain_auto", ("GainAuto",)), ("balance_auto", ("BalanceWhiteAuto",)),
     ("black_level", ("BlackLevel", "BlackLevelAbs")), ("black_level_raw", ("BlackLevelRaw",)),
     ("gamma_enable", ("GammaEnable", "GammaEnabled")), ("gamma", ("Gamma",)), ("lut_enable", ("LUTEnable",)),
@@ -279,19 +285,28 @@ class Setup:
         for key, names in _SHOWN + (_SHOWN_OF_LINE if self.config.trigger == "hardware" else ()):
             if node := first(self.nodes, names):
                 found[key] = self._read(key, node)
+        for key, names in _SHOWN_TOO:
+            # Of no camera is known which of these it has and does not let anybody read: then it does not report it.
+            with suppress(NodeError):
+                if node := first(self.nodes, names):
+                    found[key] = self.nodes.read(node)
         return found | self._balance()
 
     def _balance(self) -> dict[str, Value]:
-        """White balance, colour by colour, with the selector left as it was."""
-        node = first(self.nodes, _BALANCE)
-        if node is None or not self.nodes.has(_BALANCE_OF):
+        """White balance, colour by colour, with the selector left as it was; nothing where it cannot be read."""
+        nodes, node = self.nodes, first(self.nodes, _BALANCE)
+        if node is None or not nodes.has(_BALANCE_OF):
             return {}
-        before = self._read("white balance", _BALANCE_OF)
         found: dict[str, Value] = {}
-        for colour in self._entries("white balance", _BALANCE_OF):
-            self._write("white balance", _BALANCE_OF, colour)
-            found[f"balance_{colour.lower()}"] = self._read("white balance", node)
-        self._write("white balance", _BALANCE_OF, before)
+        try:
+            before = nodes.read(_BALANCE_OF)
+            for colour in nodes.entries(_BALANCE_OF):
+                nodes.write(_BALANCE_OF, colour)
+                found[f"balance_{colour.lower()}"] = nodes.read(node)
+            nodes.write(_BALANCE_OF, before)
+        except NodeError as exc:
+            log.warning("camera %s: its white balance cannot be read (%s)", self.camera, exc)
+            return {}
         return found
 
     def _wrong(self, key: str, value: Value, why: str) -> CameraError:

@@ -153,6 +153,9 @@ def test_grab_says_that_the_recipe_would_not_judge_what_this_camera_takes(
     assert edge_daemon(["grab", "--camera", "top", "--config", str(config), "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert told["unhealthy"] == "camera_settings: exposure_ms is 1 in the camera, 2 in the recipe"
+    config.write_text(f'line = "l1"\nstate_dir = "state"\n{simulated(1)}{station(str(recipes / "two.recipe"), "warn")}')
+    assert edge_daemon(["grab", "--camera", "top", "--config", str(config), "--json"]) == 0
+    assert "judged with an alarm: camera_settings" in json.loads(capsys.readouterr().out)["notes"][0]
 
 
 # --- a GigE camera -------------------------------------------------------------------------------------

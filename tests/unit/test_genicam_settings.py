@@ -147,6 +147,24 @@ def test_whatever_shapes_the_picture_is_told_configured_or_not() -> None:
     assert nodes.values["BalanceRatioSelector"] == "Green", "the selector stays where it was"
 
 
+def test_what_a_camera_has_and_does_not_let_be_read_is_not_told_and_it_opens_all_the_same() -> None:
+    nodes = ScriptedNodes()
+    nodes.values |= {"Gamma": 0.9, "BalanceRatioSelector": "Red", "BalanceRatio": 1.0, "ReverseX": False}
+    read = nodes.read
+
+    def refuse(node: str) -> Value:
+        if node in ("Gamma", "BalanceRatio"):
+            raise NodeError("not readable now")
+        return read(node)
+
+    nodes.read = refuse  # type: ignore[method-assign]
+    made = setup(nodes)
+    made.apply()
+    found = made.verified()
+    assert found["flip_x"] is False
+    assert not {"gamma", "balance_red"} & found.keys()
+
+
 def test_a_region_that_only_fits_at_the_old_place_is_not_refused_for_it() -> None:
     made = setup(ScriptedNodes(), region=[0, 0, 1280, 1024])
     made.apply()
