@@ -90,7 +90,6 @@ class IsolatedCamera:
         self._limits = limits or Limits()
         self._module = module
         self._child: _Child | None = None
-        self._undead: list[_Child] = []
         self._is_open = False
         self._past = Past()
         self._ended: str | None = None
@@ -131,7 +130,6 @@ class IsolatedCamera:
         """Start the process where none runs, and let it connect. Raises CameraError, in bounded time."""
         if self._is_open:
             return
-        self._undead = [child for child in self._undead if not child.reaped()]
         child = self._child or self._start()
         now_ns = self._clock_ns()
         until_ns = now_ns + self._limits.open_ns + (0 if child.ever_answered else _START_NS)
@@ -316,16 +314,15 @@ class IsolatedCamera:
         )
 
     def _settle(self, child: "_Child", lost: bool) -> None:
-        """Keep what the process counted; remember it where even SIGKILL has to wait (a driver inside the kernel).
-        What it was asked for is lost with it: a picture that makes its decoder hang is passed over."""
+        """Keep what the process counted, and see that nothing is left of it. What it was asked for is lost with it: a
+        picture that makes its decoder hang is passed over."""
         if self._pending is not None or self._awaited:
             self._frame_is_lost()
         self._pending, self._silent = None, False
         self._counting = child.last_words or self._counting
         self._own["processes_lost"] += lost
         self._counted, self._counting = _sum(self._counted, self._counting), {}
-        if not child.reaped():
-            self._undead.append(child)
+        child.reap()
 
     def _require_open(self) -> "_Child":
         child = self._child
@@ -425,11 +422,17 @@ class _Child:
         self._over(_REAP_S)
         self._release()
 
-    def reaped(self) -> bool:
-        """Whether nothing is left of it."""
-        if not self._released:
+    def reap(self) -> None:
+        """Now, or where even SIGKILL has to wait (a busy PC, a driver inside the kernel) as soon as it has ended: the
+        line does not wait for that."""
+        if self._released and self._process.poll() is not None:
+            return
+        threading.Thread(target=self._reap_at_its_end, name=f"ending-{self.pid}", daemon=True).start()
+
+    def _reap_at_its_end(self) -> None:
+        self._process.wait()
+        while not self._released:
             self._release()
-        return self._released and self._process.poll() is not None
 
     def how_it_ended(self) -> str:
         """In words, for a message."""

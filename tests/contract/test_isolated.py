@@ -406,11 +406,19 @@ def test_fifty_reconnects_leave_no_thread_descriptor_process_or_memory(fake: Mak
         camera.close()
         camera.open()
 
+    def ended() -> None:
+        """What was killed and has not ended yet is waited for by a thread of its own."""
+        for thread in threading.enumerate():
+            if thread.name.startswith("ending-"):
+                thread.join(20)
+
     for number in range(6):  # what is made once for good
         cycle(number)
+    ended()
     threads, files, memory_kb = threading.active_count(), open_files(), resident_kb()
     for number in range(cycles):
         cycle(number)
+    ended()
     assert threading.active_count() == threads
     assert open_files() == files
     assert resident_kb() - memory_kb < 1_000 + cycles

@@ -12,7 +12,6 @@ import pytest
 
 from edge_daemon.cameras.base import Camera, CameraSilent, FrameLost
 from edge_daemon.cameras.config import SimulatedConfig
-from edge_daemon.cameras.isolated import IsolatedCamera
 from edge_daemon.cameras.open import make_camera
 from edge_daemon.core.decision import Reason
 from edge_daemon.core.frame import Frame
@@ -286,9 +285,7 @@ def test_a_process_that_freezes_fails_the_pending_part_in_time_and_comes_back() 
     table = {"kind": "simulated", "product": "cap", "size": [64, 64], "isolated": True,
              "faults": [{"trigger": 2, "action": "freeze"}]}  # fmt: skip
     it = Running(deadline_ms=10_000, frame_wait_ns=300_000_000)
-    camera = make_camera("top", SimulatedConfig.model_validate(table), CLOCK.monotonic_ns)
-    assert isinstance(camera, IsolatedCamera)
-    it.use(camera)
+    it.use(make_camera("top", SimulatedConfig.model_validate(table), CLOCK.monotonic_ns))
     with started(it):
         wait_until(lambda: "camera_connected" in it.events)
         it.line.trigger("1")
@@ -301,8 +298,6 @@ def test_a_process_that_freezes_fails_the_pending_part_in_time_and_comes_back() 
         it.line.trigger("3")
         assert it.work.get(timeout=5).frame_id == 3
         assert "camera_lost" in it.events
-    # On a busy PC what was killed takes longer to end than `close` waits for it.
-    wait_until(lambda: all(child.reaped() for child in camera._undead))
 
 
 class Behind(SystemClock):
