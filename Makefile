@@ -14,6 +14,8 @@ SOAK_ARGS ?=
 SCALE_ARGS ?=
 FUZZ_SECONDS ?= 600
 FUZZ_ARGS ?=
+# Two workers take whole files in this order, so that neither has much to do when the other is done.
+LONGEST_FIRST := tests/system tests/faults tests/contract tests/export tests/fuzz tests/unit
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo test bench faults fuzz soak soak-cameras scale large lint format clean
@@ -30,8 +32,8 @@ demo: $(VENV)/.installed  ## two simulated stations, from good parts to verdicts
 
 test: lint  ## lint, types, import contracts and all tests
 ifeq ($(PYTEST_ARGS),)
-	$(BIN)/python -m pytest tests/unit tests/export tests/fuzz --numprocesses 2 --dist worksteal
-	$(BIN)/python -m pytest --ignore tests/unit --ignore tests/export --ignore tests/fuzz
+	$(BIN)/python -m pytest $(LONGEST_FIRST) -m "not alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/system tests/faults -m alone
 else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 endif

@@ -23,6 +23,7 @@ LOSSES = ("failed", "underruns", "aborted", "timeouts", "missing_packets", "inco
           "stale_frames", "processes_lost")  # fmt: skip
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.skipif(MINUTES == 0, reason="takes minutes; EDGE_TEST_MINUTES says how many, `make faults` runs it"),
     pytest.mark.timeout(300 + 90 * MINUTES),
 ]

@@ -7,6 +7,8 @@ import pytest
 
 from tests.gateway_line import FAULTS, Reference, check_line, run_line
 
+pytestmark = pytest.mark.alone
+
 ROUNDS = 3
 
 

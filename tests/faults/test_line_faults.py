@@ -46,7 +46,7 @@ BAYER_RG8 = 0x01080009
 long = pytest.mark.long
 Tell = Callable[[Account], None]
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.alone]
 
 
 @pytest.fixture

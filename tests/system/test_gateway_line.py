@@ -7,6 +7,8 @@ import pytest
 
 from tests.gateway_line import FAULTS, Reference, check_line, run_line
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.timeout(300)
 def test_no_part_passes_a_line_full_of_faults_unless_it_was_judged_ok_in_time(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from edge_daemon.wire.messages import Inspection
 from tests.daemon import DaemonProcess, receive
 from tests.system.conftest import SmallLine
 
+pytestmark = pytest.mark.alone
+
 SEED = 5
 FIRST = 3000
 SPACING_S = 0.4
