@@ -40,24 +40,25 @@ class Trend:
 def trend(at_s: Sequence[float], readings: Sequence[float]) -> Trend:
     """The straight line of least squares through readings at even distances in time (seconds).
 
-    Readings that hardly tell more than a few independent ones get an interval without ends.
+    Nothing has grown by more than all that it moved: no interval is wider than the range of the readings over the time.
+    It is no narrower where they hardly tell more than a few independent ones, and has no ends where they are so few.
     """
     hours, values = np.asarray(at_s, np.float64) / 3600, np.asarray(readings, np.float64)
     if len(hours) < _FEWEST:
         return Trend(0.0, -math.inf, math.inf, float(len(hours)))
-    slope, offset = np.polyfit(hours, values, 1)
+    slope, offset = (float(c) for c in np.polyfit(hours, values, 1))
     residuals = values - (slope * hours + offset)
     spread = float(residuals @ residuals)
     if spread <= 1e-18 * float(values @ values):
-        return Trend(float(slope), float(slope), float(slope), float(len(hours)))
+        return Trend(slope, slope, slope, float(len(hours)))
+    most = float(np.ptp(values) / np.ptp(hours))
     alike = min(max(float(residuals[1:] @ residuals[:-1]) / spread, 0.0), 1.0)
     independent = len(hours) * (1 - alike) / (1 + alike)
     if independent < _FEWEST:
-        return Trend(float(slope), -math.inf, math.inf, independent)
+        return Trend(slope, -most, most, independent)
     centred = hours - hours.mean()
-    error = math.sqrt(spread / (independent - 2) / float(centred @ centred))
-    half = _student(independent - 2) * error
-    return Trend(float(slope), float(slope) - half, float(slope) + half, independent)
+    half = _student(independent - 2) * math.sqrt(spread / (independent - 2) / float(centred @ centred))
+    return Trend(slope, max(slope - half, -most), min(slope + half, most), independent)
 
 
 def _student(freedom: float) -> float:

@@ -53,6 +53,12 @@ def test_a_constant_stands_still_and_too_few_readings_tell_nothing():
     assert trend(AT_S, np.sin(AT_S / 3500)).verdict(0.1) == "cannot tell"
 
 
+def test_what_hardly_moves_stands_still_however_few_steps_it_takes():
+    """One step of 0.05 in an hour says little of chance, and enough of growth."""
+    assert trend(AT_S, 45.9 + 0.05 * (AT_S > 2000)).verdict(1.0) == "stands still"
+    assert trend(AT_S, 45.9 + 5 * (AT_S > 2000)).verdict(1.0) == "cannot tell"
+
+
 @pytest.mark.parametrize("freedom", [2, 3, 5, 10, 100])
 def test_the_quantile_is_students(freedom):
     assert _student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.03)
