@@ -99,12 +99,13 @@ def find(path: Path, wanted: Wanted) -> Iterator[Found]:
 COLUMNS: Final = (
     "utc", "line", "station", "boot", "seq", "result_id", "trigger_id", "part_id", "attempt", "mode", "simulated",
     "evaluation", "result_state", "reason", "journaled", "score", "threshold", "boxes", "recipes", "judged_us",
+    "delivery", "disposition",
 )  # fmt: skip
 
 
 def csv_row(found: Found) -> dict[str, Any]:
     """One record as a row of a table: of several views the worst score against its threshold. A bar code read later
-    counts, as in the amendments."""
+    counts, as in the amendments; of what the PLC took and what became of the part the last that was told."""
     i = found.inspection
     judged = [view for view in i.views if view.score is not None and view.threshold is not None]
     worst = max(judged, key=lambda v: (v.score or 0.0) - (v.threshold or 0.0), default=None)
@@ -117,8 +118,15 @@ def csv_row(found: Found) -> dict[str, Any]:
         "boxes": sum(max(view.boxes_total, len(view.boxes)) for view in i.views),
         "recipes": " ".join(sorted({f"{v.recipe.name}@{v.recipe.digest[:12]}" for v in i.views if v.recipe})),
         "judged_us": i.times.judged_us,
+        "delivery": _last_word(found, "delivery"),
+        "disposition": _last_word(found, "disposition"),
     }
     return {name: _harmless(row[name] if name in row else getattr(i, name)) for name in COLUMNS}
+
+
+def _last_word(found: Found, kind: str) -> str | None:
+    words = [a.body.get("what") for a in found.amendments if a.kind == kind and isinstance(a.body, dict)]
+    return words[-1] if words and isinstance(words[-1], str) else None
 
 
 def _harmless(value: object) -> object:

@@ -16,7 +16,7 @@ from edge_daemon.client import RefusedError, ReplayClient, connect
 from edge_daemon.edges.amendments import AmendmentDesk
 from edge_daemon.edges.journal import Intent, Journal, Report, Reported
 from edge_daemon.edges.journal_chain import parse_head, verify
-from edge_daemon.edges.journal_tools import Wanted, find
+from edge_daemon.edges.journal_tools import Wanted, csv_row, find
 from edge_daemon.edges.replay import ReplayDesk
 from edge_daemon.edges.server import AMENDMENTS, REPLAY, RequestServer
 from edge_daemon.errors import JournalError, WireError
@@ -110,6 +110,8 @@ def test_a_report_is_on_the_record_with_what_was_shown_and_when(path: Path) -> N
         assert at.desk.stats().deliveries == 1
     (found,) = find(path, Wanted())
     assert [a.kind for a in found.amendments] == ["delivery"]
+    row = csv_row(found)
+    assert (row["delivery"], row["disposition"]) == ("acknowledged", None)
     assert verify(path).problems == ()
 
 
