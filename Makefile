@@ -55,7 +55,8 @@ fuzz: $(VENV)/.installed-dev  ## ten minutes of nearly right inputs at every par
 
 soak: $(VENV)/.installed-dev  ## an hour under load: does anything grow (SOAK_ARGS="--minutes 60"); then 3,000 kills
 	$(BIN)/python -m tests.bench.soak $(SOAK_ARGS)
-	EDGE_TEST_KILLS=3000 $(BIN)/python -m pytest tests/faults/test_kills.py
+	EDGE_TEST_KILLS=3000 EDGE_TEST_LANES=3 $(BIN)/python -m pytest tests/faults/test_kills.py --numprocesses 3
+	@cat out/faults/kills-*-of-3.txt
 
 soak-cameras: $(VENV)/.installed-dev  ## lose and find a camera a thousand times, then four of them for ten minutes (root)
 	EDGE_SOAK_CYCLES=1000 $(BIN)/python -m pytest -q tests/contract/test_isolated.py -k reconnects

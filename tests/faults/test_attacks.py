@@ -19,6 +19,8 @@ from tests.daemon import DaemonProcess, free_ports
 from tests.gateway_kit import GatewayProcess
 from tests.gateway_line import Reference, check_line, run_line
 
+pytestmark = pytest.mark.alone
+
 PARTS, NEEDLESS = 80, 0.05
 
 
