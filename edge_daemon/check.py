@@ -9,7 +9,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ from edge_daemon.edges.keyring import KeyRing, credentials_folder
 from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
 from edge_daemon.errors import ConfigError, EdgeError, ProviderError
+from edge_daemon.pipeline.camera_match import advice, set_otherwise
 from edge_daemon.threads import physical_cores
 
 # The least ONNX graph a session takes for a backbone: uint8 (n, 1, 1, 3) cast to float32. It tells
@@ -291,8 +292,13 @@ def _cameras(config: Config, ready: _Ready, open_cameras: bool) -> Iterator[Find
             yield Finding("error", f"cameras.{name}: its recipes judge pictures of different sizes ({text})")
             continue
         wanted = next(iter(of_views.values()), None)
+        bound = [
+            ready[station, view.name]
+            for station, view in _views(config)
+            if view.camera == name and view.camera_settings == "require" and (station, view.name) in ready
+        ]
         problem = _wrong_size(name, _declared_size(settings), wanted) or _camera_problem(
-            name, settings, wanted, open_cameras
+            name, settings, wanted, bound, open_cameras
         )
         if problem:
             yield Finding("error", problem)
@@ -309,8 +315,11 @@ def _declared_size(settings: CameraConfig) -> tuple[int, int] | None:
             return None
 
 
-def _camera_problem(name: str, settings: CameraConfig, wanted: tuple[int, int] | None, look: bool) -> str | None:
-    """What keeps the camera from working. Folders and simulations are always opened: nobody minds."""
+def _camera_problem(
+    name: str, settings: CameraConfig, wanted: tuple[int, int] | None, bound: Sequence[ReadyRecipe], look: bool
+) -> str | None:
+    """What keeps the camera from working, or from being judged by the recipes that are `bound` to the settings of their
+    pictures. Folders and simulations are always opened: nobody minds."""
     if isinstance(settings, FolderConfig):
         settings = settings.model_copy(update={"preload": False})
     camera = make_camera(name, settings, time.monotonic_ns)
@@ -318,6 +327,9 @@ def _camera_problem(name: str, settings: CameraConfig, wanted: tuple[int, int] |
         return None
     try:
         camera.open()
+        for ready in bound:
+            if found := set_otherwise(ready, camera.settings()):
+                return advice(name, ready, found, judged=False)
         return _picture_problem(camera, wanted) if look and not _waits_for_pulses(settings) else None
     except EdgeError as error:
         return f"cameras.{name}: {error}"

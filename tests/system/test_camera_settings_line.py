@@ -158,6 +158,18 @@ def test_grab_says_that_the_recipe_would_not_judge_what_this_camera_takes(
     assert "judged with an alarm: camera_settings" in json.loads(capsys.readouterr().out)["notes"][0]
 
 
+def test_check_says_so_before_the_line_stands(
+    tmp_path: Path, recipes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "edge.toml"
+    for recipe, mode, said in (("two", "require", True), ("two", "warn", False), ("one", "require", False)):
+        views = station(str(recipes / f"{recipe}.recipe"), mode)
+        config.write_text(f'line = "l1"\nstate_dir = "state"\n{simulated(1)}{views}')
+        status = edge_daemon(["check", "--config", str(config)])
+        assert ("exposure_ms is 1 in the camera, 2 in the recipe" in capsys.readouterr().out) is said
+        assert not said or status == 1
+
+
 # --- a GigE camera -------------------------------------------------------------------------------------
 
 GIGE = '[cameras.top]\nkind = "gige"\nserial = "GV07"\nregion = [0, 0, 128, 128]\nexposure_us = {exposure}\n'
