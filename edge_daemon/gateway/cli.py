@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import faulthandler
 import json
+import os
 import socket
 import sys
 import time
@@ -108,7 +109,7 @@ def _run(args: argparse.Namespace, _out: TextIO) -> int:
 def _check(args: argparse.Namespace, out: TextIO) -> int:
     config = load_config(args.config)
     heard = _statuses(config, args.timeout)
-    problems = [*_port_problems(config), *_station_problems(config, heard, args.timeout)]
+    problems = [*_port_problems(config), *_opcua_problems(config), *_station_problems(config, heard, args.timeout)]
     if args.json:
         told = {name: {"state": status.state, "recipe_set": status.recipe_set} for name, status in heard.items()}
         print(json.dumps({"ok": not problems, "problems": problems, "stations": told}), file=out)
@@ -166,6 +167,16 @@ def _port_problems(config: GatewayConfig) -> list[str]:
         except OSError as exc:
             return [f"modbus: {host} port {port} cannot be had: {exc.strerror}; is the gateway running already?"]
     return []
+
+
+def _opcua_problems(config: GatewayConfig) -> list[str]:
+    """Files of the OPC UA server that this user cannot read; who runs it may be another."""
+    opcua = config.opcua
+    if opcua is None:
+        return []
+    users = [path for user in opcua.users.values() for path in (user.certificate, user.password)]
+    named = [opcua.certificate, opcua.private_key, *opcua.viewers, *opcua.trusted, *users]
+    return [f"opcua: {path} cannot be read: is it there?" for path in named if path and not os.access(path, os.R_OK)]
 
 
 def _registers(args: argparse.Namespace, out: TextIO) -> int:

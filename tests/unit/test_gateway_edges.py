@@ -265,6 +265,13 @@ def test_times_become_nanoseconds_and_an_ok_stands_for_two_windows(tmp_path: Pat
         (("jobs.7", "jobs.0"), "stations.st1.jobs.0"),
         (("[stations.st1]", "[opcua]\nendpoint = 'opc.tcp://10.0.0.1:4840'\n[stations.st1]"), "give certificate"),
         (("[stations.st1]", "[opcua]\ncertificate = 'a.pem'\n[stations.st1]"), "go together"),
+        (("[stations.st1]", "[opcua]\n[opcua.users.a]\nrole = 'plc'\n[stations.st1]"), "anybody could be this user"),
+        (("[stations.st1]", "[opcua]\n[opcua.users.a]\nrole = 'plc'\npassword = 'p'\n[stations.st1]"), "encryption"),
+        (
+            ("[stations.st1]", "[opcua.users.a]\nrole = 'engineer'\npassword = 'p'\n[stations.st1]"),
+            "opcua.users.a.role",
+        ),
+        (("[stations.st1]", "[metrics]\nhost = 'here'\n[stations.st1]"), "write an address"),
         (("[stations.st1]", "stations = ["), "is not valid TOML"),
     ],
 )
@@ -281,6 +288,20 @@ def test_check_says_that_no_daemon_speaks(tmp_path: Path, capsys: pytest.Capture
     assert main(["check", "--config", str(written(tmp_path, text)), "--timeout", "0.1", "--json"]) == 1
     (problem,) = json.loads(capsys.readouterr().out)["problems"]
     assert problem.startswith("station st1: nothing heard")
+
+
+def test_check_names_files_of_the_opcua_server_that_are_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.der").write_bytes(b"")
+    opcua = (
+        '[opcua]\ncertificate = "own.der"\nprivate_key = "own.pem"\ntrusted = ["panel.der"]\n'
+        '[opcua.users.anna]\nrole = "operator"\npassword = "anna.password"\n'
+    )
+    assert main(["check", "--config", str(written(tmp_path, opcua + GOOD)), "--timeout", "0.1", "--json"]) == 1
+    told = [p for p in json.loads(capsys.readouterr().out)["problems"] if p.startswith("opcua")]
+    missing = ("own.pem", "panel.der", "anna.password")
+    assert told == [f"opcua: {tmp_path / name} cannot be read: is it there?" for name in missing]
 
 
 def test_a_wrong_configuration_ends_with_the_status_that_systemd_does_not_restart(
