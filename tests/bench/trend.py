@@ -52,6 +52,7 @@ def trend(at_s: Sequence[float], readings: Sequence[float]) -> Trend:
     if spread <= 1e-18 * float(values @ values):
         return Trend(slope, slope, slope, float(len(hours)))
     most = float(np.ptp(values) / np.ptp(hours))
+    slope = min(max(slope, -most), most)
     alike = min(max(float(residuals[1:] @ residuals[:-1]) / spread, 0.0), 1.0)
     independent = len(hours) * (1 - alike) / (1 + alike)
     if independent < _FEWEST:
