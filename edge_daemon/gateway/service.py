@@ -120,8 +120,8 @@ class Gateway:
             stack.callback(self._link.close)
             # OPC UA first: building its address space holds the loop for a second, which the PLC must not see.
             await self._open_opcua(stack)
-            await self._open_modbus(stack)
             self._serve_metrics(stack)
+            await self._open_modbus(stack)
             tasks = [asyncio.create_task(self._link.run()), asyncio.create_task(self._tick())]
             if self._opcua is not None:
                 tasks.append(asyncio.create_task(self._opcua.run()))
