@@ -49,16 +49,25 @@ def canonical(settings: Settings) -> str:
     return json.dumps(dict(settings), sort_keys=True, separators=(",", ":"))
 
 
+def identical(one: Settings, other: Settings) -> bool:
+    """Whether nothing has changed, not even a type. Asked for every frame: the text is made only where it is needed."""
+    same = one == other and list(one) == list(other)
+    return (same and list(map(type, one.values())) == list(map(type, other.values()))) or canonical(one) == canonical(
+        other
+    )
+
+
 def differences(wanted: Settings, found: Settings) -> tuple[Difference, ...]:
     """What shapes the picture and is not the same, by name. A setting that only one side has is a difference: what
     nobody reports cannot be proven to be right. Fractions agree within what cameras round, everything else exactly;
     NaN and infinity agree with nothing."""
-    ours, theirs = counting(wanted), counting(found)
-    return tuple(
-        Difference(key, ours.get(key), theirs.get(key))
-        for key in sorted({*ours, *theirs})
-        if key not in ours or key not in theirs or not _same(key, ours[key], theirs[key])
-    )
+    unlike = [
+        key
+        for key in wanted.keys() | found.keys()
+        if key not in _NOT_OF_THE_PICTURE
+        and (key not in wanted or key not in found or not _same(key, wanted[key], found[key]))
+    ]
+    return tuple(Difference(key, wanted.get(key), found.get(key)) for key in sorted(unlike))
 
 
 def in_words(found: tuple[Difference, ...], here: str, there: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from edge_daemon.cameras.base import Camera, CameraSilent, EndOfFrames, FrameLost
-from edge_daemon.core.camera_settings import Settings, canonical, counting
+from edge_daemon.core.camera_settings import Settings, counting, identical
 from edge_daemon.core.clock import Clock
 from edge_daemon.core.decision import Reason
 from edge_daemon.core.frame import Frame
@@ -54,7 +54,7 @@ class CameraReader:
         self._sign_of_life_ns = 0
         self._reported_ns = 0
         self._in_step = False
-        self._reported_settings: str | None = None  # nothing was said yet, not even that there are none
+        self._reported_settings: Settings | None = None  # nothing was said yet, not even that there are none
         self._thread = threading.Thread(target=self._run, name=f"camera-{camera.name}", daemon=True)
 
     @property
@@ -193,11 +193,11 @@ class CameraReader:
         self._report_settings(self._camera.settings())
 
     def _report_settings(self, settings: Settings) -> None:
-        """As text: Python takes 1 and True for equal. A camera that is being closed has none: that is no news."""
-        text = canonical(settings)
-        if text != self._reported_settings and not self._stop.is_set():
+        """A camera that is being closed has none: that is no news."""
+        reported = self._reported_settings
+        if (reported is None or not identical(settings, reported)) and not self._stop.is_set():
             self._station.camera_settings(self.name, settings)
-            self._reported_settings = text
+            self._reported_settings = dict(settings)
 
     # -- frames --------------------------------------------------------------------------------------
 
@@ -239,7 +239,7 @@ class CameraReader:
         if self._clock.monotonic_ns() - inspection.accepted_ns > self._exposed_within_ns:
             return Reason.EXPOSED_LATE
         self._discard_old_frames()
-        before = self._camera.settings()
+        before = dict(self._camera.settings())
         asked_ns = self._clock.monotonic_ns()
         self._camera.trigger()
         frame = self._await_frame(inspection, asked_ns, before)
@@ -266,13 +266,13 @@ class CameraReader:
         """The next frame, with what its camera was set to. before: what that was before the frame was asked for. The
         station has heard of its settings by then. Raises CameraError."""
         if before is None:
-            before = self._camera.settings()
+            before = dict(self._camera.settings())
         frame = self._camera.grab(timeout_ns)
         if frame is None:
             return None
-        after = self._camera.settings()
+        after = dict(self._camera.settings())
         self._report_settings(after)
-        unchanged = canonical(counting(before)) == canonical(counting(after))
+        unchanged = identical(before, after) or identical(counting(before), counting(after))
         return replace(frame, settings=after if unchanged else {})
 
     def _await_frame(self, inspection: OpenInspection, asked_ns: int, before: Settings) -> Frame | None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edge_daemon.artefact.camera import CAMERA_FILE, read_camera_file
+from edge_daemon.artefact.recipe import load_recipe
 from edge_daemon.cli import main as edge_daemon
 from edge_daemon.core.camera_settings import counting
 from export.cli import main as edge_export
@@ -94,7 +95,8 @@ def test_a_line_judges_with_the_settings_of_its_pictures_and_goes_on_where_other
         assert judged(daemon, "1") == ("OK", "")
         store = ["store", "import", str(recipes / "two.recipe"), "--config", str(daemon.config), "--json"]
         assert edge_daemon(store) == 0
-        assert "exposure_ms is 1 in the camera, 2 in the recipe" in refusal(daemon, "flange")
+        two = f"flange@{load_recipe(recipes / 'two.recipe').digest}"
+        assert "exposure_ms is 1 in the camera, 2 in the recipe" in refusal(daemon, two)
         assert alarms(daemon) == []
         assert judged(daemon, "2") == ("OK", "")
 

@@ -15,7 +15,7 @@ from test_recipe import put, recipe_files, rewritten
 from edge_daemon.artefact.camera import CAMERA_FILE, CameraFile, read_camera_file, write_camera_file
 from edge_daemon.artefact.manifest import CAMERA_FEATURE, CameraPart
 from edge_daemon.artefact.recipe import load_recipe
-from edge_daemon.core.camera_settings import Value, canonical, counting, differences, in_words
+from edge_daemon.core.camera_settings import Value, canonical, counting, differences, identical, in_words
 from edge_daemon.errors import CameraSettingsError, RecipeSchemaError, RecipeShapeError, RecipeUnreadable
 
 SET: dict[str, Value] = {
@@ -90,6 +90,22 @@ def test_each_difference_is_named_with_both_values_and_very_many_are_counted() -
     )
     many = differences({f"k{i}": i for i in range(40)}, {})
     assert in_words(many, "a", "b").endswith("; and 24 more")
+
+
+@given(st.dictionaries(NAMES, VALUES, max_size=8), st.dictionaries(NAMES, VALUES, max_size=8))
+def test_settings_are_identical_when_their_texts_are(one: dict[str, Value], other: dict[str, Value]) -> None:
+    for second in (other, one | other, dict(reversed(one.items())), {key: float(bool(v)) for key, v in one.items()}):
+        assert identical(one, second) == (canonical(one) == canonical(second))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [({"a": 1, "b": True}, {"b": 1, "a": True}), ({"a": 1}, {"a": 1.0}), ({"a": 0}, {"a": False}), ({}, {"a": 1}),
+     ({"a": math.nan}, {"a": "NaN"})],
+)  # fmt: skip
+def test_settings_that_python_takes_for_equal_are_not_identical(one: dict[str, Value], other: dict[str, Value]) -> None:
+    assert not identical(one, other)
+    assert identical(one, dict(one))
 
 
 def test_the_text_of_settings_tells_types_apart() -> None:
