@@ -23,6 +23,8 @@ from edge_daemon.wire.messages import Inspection
 from tests.daemon import DaemonProcess
 from tests.faults.kills import Load, Row, journal_rows, two_stations
 
+pytestmark = pytest.mark.alone
+
 PATIENCE_S = 60.0
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 

@@ -62,8 +62,11 @@ def recipe_set() -> LiveRecipeSet:
         view=SimpleNamespace(um_per_px=None),
         health=None,
         camera=None,
+        align=None,
     )
-    recipe = SimpleNamespace(manifest=manifest, digest="d" * 64, golden=())
+    picture = np.zeros((4, 4, 3), np.uint8)
+    golden = SimpleNamespace(file="g.png", pixels=picture, score=0.0, max_distance=0.0, evaluation="OK")
+    recipe = SimpleNamespace(manifest=manifest, digest="d" * 64, golden=(golden,))
     ready = SimpleNamespace(recipe=recipe, detector=Detector(), provider="fake")
     return LiveRecipeSet(cast(Any, {"top": ready}), "d" * 64)
 
