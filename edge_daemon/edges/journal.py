@@ -70,8 +70,8 @@ _REMEMBERED: Final = 8_192
 # Withdrawn records kept until the disk takes them, about 12 MB; past that only the range of numbers is kept.
 _MOST_OWED: Final = 4_096
 _RETRY_S: Final = 1.0
-# What the gateway reports waits for company: with a record under way each costs 0.1 to 0.2 ms, while a commit of its own
-# would stand before the next verdict. Entries, nanoseconds, entries of one commit.
+# What the gateway reports waits for company: with a record under way each costs 0.1 to 0.2 ms, while a commit of its
+# own would stand before the next verdict. Entries, nanoseconds, entries of one commit.
 _MOST_REPORTS: Final = 1_024
 _REPORT_WAITS_NS: Final = 100_000_000
 _REPORTS_AT_ONCE: Final = 8
