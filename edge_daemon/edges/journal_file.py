@@ -186,6 +186,8 @@ def open_for_reading(path: Path, busy_timeout_ms: int) -> sqlite3.Connection:
             f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
         )
         connection.execute(f"PRAGMA busy_timeout={busy_timeout_ms:d}")
+        # Reads: SQLite opens the log now, and not at the first use, when no descriptor may be left.
+        connection.execute("PRAGMA schema_version").fetchone()
     except UNREADABLE as exc:
         raise explain(exc, path) from exc
     return connection

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 import random
 import signal
 import sqlite3
@@ -841,3 +842,14 @@ def test_the_intent_table_can_be_read_by_a_newer_version_with_more_fields(path: 
         other.commit()
     with opened(path) as (_, boot):
         assert boot.unfinished == [intent("r1")]
+
+
+def test_an_open_journal_has_every_descriptor_that_it_will_need(path: Path) -> None:
+    """SQLite opens the log of a connection at its first read: of the one for replays that was after ten minutes."""
+    with opened(path) as (journal, _):
+        conclude(journal, draft("r1"))
+        before = len(os.listdir("/proc/self/fd"))
+        assert journal.seen("st1", "t-r1") is not None
+        assert [record.station for record in journal.oldest(10)] == ["st1"]
+        assert journal.size_bytes() > 0
+        assert len(os.listdir("/proc/self/fd")) == before
