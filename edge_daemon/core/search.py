@@ -172,15 +172,19 @@ class ExactSearch:
         norms = squared_norms(z)
         return self._reduced.ask(self._rotation.reduce(z, norms), norms)
 
+    def _ask_smaller(self, x: NDArray[np.float32]) -> tuple[Table, Questions]:
+        """The reduced table where there is one, else the full one, and the queries made ready for it."""
+        if self._reduced is not None:
+            return self._reduced, self._ask_reduced(x)
+        return self._full, self._full.ask(x, centre=self._mean)
+
     def glance(self, queries: NDArray[np.float32], rows: int) -> Nearest:
         """A bound for each of (Q, D) float32: the row that the smaller table takes for the nearest of some `rows`."""
         found = Nearest.unknown(len(queries))
-        table = self._reduced or self._full
         rows = min(rows, len(self._order))
         block = max(1, _BLOCK_VALUES // rows)
         for i in range(0, len(queries), block):
-            x = queries[i : i + block]
-            questions = self._full.ask(x, centre=self._mean) if self._reduced is None else self._ask_reduced(x)
+            table, questions = self._ask_smaller(queries[i : i + block])
             place = table.products(questions.left, 0, rows).argmin(axis=1)
             found.rows[i : i + block] = self._order[place]
         found.squared[:] = upper_bounds(queries, self.bank, found.rows)
@@ -190,10 +194,7 @@ class ExactSearch:
         """The `count` rows nearest to one vector (D,), nearest first, ties to the lowest row; all if fewer."""
         count = min(count, len(self.bank))
         x = query[None]
-        if self._reduced is not None:
-            table, questions = self._reduced, self._ask_reduced(x)
-        else:
-            table, questions = self._full, self._full.ask(x, centre=self._mean)
+        table, questions = self._ask_smaller(x)
         products = table.products(questions.left, 0, len(self.bank))[0]
         first = self._order[np.argpartition(products, count - 1)[:count]]
         farthest = squared_distances(x, self.bank[first][None])[0].max(keepdims=True)

@@ -830,13 +830,14 @@ class Station:
         with self._lock:
             if self._recipes is None or self._state is State.HALTED:
                 return None
-            part_ns = max(self._recent_ns, default=0)
             if (idle := self.golden_due(now_ns)) is not None:
-                return idle, self._golden.takes_ns(idle.view) or part_ns
+                return idle, self._golden.takes_ns(idle.view) or self._slowest_part_ns()
             view, asked_ns = self._golden.longest_unasked()
+            if now_ns - asked_ns < self.config.golden_check_s * 1e9:
+                return None
+            part_ns = self._slowest_part_ns()
             takes_ns = self._golden.takes_ns(view) or part_ns
-            is_time = now_ns - asked_ns >= self.config.golden_check_s * 1e9
-            if not is_time or takes_ns + part_ns > self.config.deadline_ms * 1e6:
+            if takes_ns + part_ns > self.config.deadline_ms * 1e6:
                 return None
             return self._golden.turn(view, self._recipes.views[view]), takes_ns
 
@@ -846,8 +847,11 @@ class Station:
         with self._lock:
             if self._open and self.config.trigger != "free_run" and len(self._open) > self.config.queue:
                 return False
-            ends_ns = now_ns + wait_ns + max(self._recent_ns, default=0)
+            ends_ns = now_ns + wait_ns + self._slowest_part_ns()
             return all(ends_ns <= inspection.deadline_ns for inspection in self._open.values())
+
+    def _slowest_part_ns(self) -> int:
+        return max(self._recent_ns, default=0)
 
     def golden_overdue(self, now_ns: int) -> str:
         """Look whether golden samples come out right often enough; a new alarm that says they do not, else empty."""
