@@ -19,7 +19,7 @@ from edge_daemon.artefact.store import Store
 from edge_daemon.cameras.base import Camera
 from edge_daemon.cameras.config import CameraConfig, FolderConfig, GenicamConfig, SimulatedConfig, UsbConfig
 from edge_daemon.cameras.open import make_camera
-from edge_daemon.config import Config, ViewConfig, config_digest, load_config
+from edge_daemon.config import ENDPOINTS, Config, ViewConfig, config_digest, load_config
 from edge_daemon.detectors.loading import ReadyRecipe, load_verified
 from edge_daemon.edges.keyring import KeyRing, credentials_folder
 from edge_daemon.engines.choice import Choices
@@ -40,9 +40,6 @@ _PROBE_GRAPH = (
 _LOW_SPACE_BYTES = 2 << 30
 
 _PICTURE_TIMEOUT_NS = 5_000_000_000
-
-_ENDPOINTS = ("results", "images", "status", "triggers", "control", "replay", "amendments")
-
 
 # Recipes that passed, by station and view.
 _Ready = dict[tuple[str, str], ReadyRecipe]
@@ -219,7 +216,7 @@ def _why_not_writable(folder: Path) -> str | None:
 
 
 def _ports(config: Config) -> Iterator[Finding]:
-    problems = {name: why_not_bindable(getattr(config.wire, name)) for name in _ENDPOINTS}
+    problems = {name: why_not_bindable(getattr(config.wire, name)) for name in ENDPOINTS}
     if all(reason == errno.EADDRINUSE for reason in problems.values()):
         yield Finding("hint", "wire: all endpoints are in use; presumably by edge-daemon, which is running here")
         return

@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
@@ -139,6 +139,9 @@ class WireConfig(Section):
     """Largest trigger or control request that is read, in bytes; a larger one ends its connection."""
     status_period_ms: Annotated[Number, Field(ge=10, le=100)] = 100
     """Longest time between two status messages, in milliseconds."""
+
+
+ENDPOINTS: Final = tuple(name for name, key in WireConfig.model_fields.items() if isinstance(key.default, str))
 
 
 class EngineConfig(Section):
@@ -385,8 +388,7 @@ class Config(Section):
     @property
     def uses_keys(self) -> bool:
         """Whether connections are encrypted and authenticated."""
-        wire = self.wire
-        endpoints = (wire.results, wire.images, wire.status, wire.triggers, wire.control, wire.replay)
+        endpoints = (getattr(self.wire, name) for name in ENDPOINTS)
         return self.security.curve == "always" or not all(map(is_local_endpoint, endpoints))
 
     @property

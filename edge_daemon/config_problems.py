@@ -5,6 +5,7 @@ value does not hide that another one does not fit.
 """
 
 import difflib
+import ipaddress
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from edge_daemon.config import (
+    ENDPOINTS,
     ENV_PREFIX,
     FOREIGN_VARIABLES,
     HardwareConfig,
@@ -32,7 +34,7 @@ from edge_daemon.errors import EdgeError
 
 Where = tuple[str | int, ...]
 
-_ENDPOINTS = ("results", "images", "status", "triggers", "control", "replay", "amendments")
+_EVERY_ADDRESS = {"*", str(ipaddress.IPv4Address(0)), f"[{ipaddress.IPv6Address(0)}]"}
 _SHOWN, _TOLD = 80, 1_000  # characters of a name, and of a sentence that repeats what is in the file
 _NAME_RULE = "must be 1 to 64 letters, digits, '_' or '-', the first a letter or digit"
 
@@ -250,17 +252,25 @@ def that_do_not_fit(raw: Table) -> list[Problem]:
 
 
 def _shared_endpoints(raw: Table) -> list[Problem]:
+    """The fault is in what is written, not in a default."""
     wire = _table(raw, "wire")
-    users: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(_ENDPOINTS, key=lambda name: name in wire):  # the fault is in what is written, not in a default
-        value = wire.get(name, WireConfig.model_fields[name].default)
-        if isinstance(value, str):
-            users[value].append(name)
+    defaults_first = sorted(ENDPOINTS, key=lambda name: name in wire)
+    asked = [("wire", name, wire.get(name, WireConfig.model_fields[name].default)) for name in defaults_first]
+    asked.append(("metrics", "listen", _table(raw, "metrics").get("listen")))
+    listeners = [((table, name), at) for table, name, at in asked if isinstance(at, str)]
     return [
-        Problem(("wire", name), f"{endpoint} is already the endpoint of `{names[0]}`; each needs a port of its own")
-        for endpoint, names in users.items()
-        for name in names[1:]
+        Problem(where, f"{at} and `{'.'.join(other)}` at {there} cannot both be had; each needs a port of its own")
+        for i, (where, at) in enumerate(listeners)
+        for other, there in next(([taken] for taken in listeners[:i] if _meet(at, taken[1])), [])
     ]
+
+
+def _meet(one: str, other: str) -> bool:
+    """Whether two programs could not listen on both: the same socket, or a port on all addresses and on one."""
+    if one == other:
+        return True
+    (host, _, port), (there, _, its) = (at.removeprefix("tcp://").rpartition(":") for at in (one, other))
+    return port == its and (host == there or not _EVERY_ADDRESS.isdisjoint((host, there)))
 
 
 def _taken_names(raw: Table) -> list[Problem]:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,12 +25,23 @@ _PORTS_EACH = 200
 
 def free_ports(count: int) -> list[int]:
     """Ports nobody listens on now, and nobody else takes until the test does: outgoing connections get theirs above
-    32767 (Linux), and tests that run beside these have another block."""
-    first = 10_000 + _PORTS_EACH * (os.getpid() % (22_000 // _PORTS_EACH))
-    tried = random.sample(range(first, first + _PORTS_EACH), _PORTS_EACH)
-    free = list(itertools.islice(filter(_is_free, tried), count))
-    assert len(free) == count, f"all ports from {first} to {first + _PORTS_EACH - 1} are taken"
+    32767 (Linux), tests that run beside these have another block, and in this process what was given comes round again
+    only after all the others."""
+    free = list(itertools.islice(filter(_is_free, _ports(os.getpid())), count))
+    assert len(free) == count, "every port that this process may take is taken"
     return free
+
+
+@cache
+def _rounds(process: int) -> Iterator[int]:
+    """The ports of a process, round after round in one order; a fork has its own."""
+    first = 10_000 + _PORTS_EACH * (process % (22_000 // _PORTS_EACH))
+    return itertools.cycle(random.sample(range(first, first + _PORTS_EACH), _PORTS_EACH))
+
+
+def _ports(process: int) -> Iterator[int]:
+    """Each port once, from where the last who asked has stopped."""
+    return itertools.islice(_rounds(process), _PORTS_EACH)
 
 
 def _is_free(port: int) -> bool:

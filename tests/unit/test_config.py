@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_daemon.config import Config, config_digest, load_config
+from edge_daemon.config import ENDPOINTS, Config, config_digest, load_config
 from edge_daemon.config_reference import config_schema, configuration_page
 from edge_daemon.errors import ConfigError
 from edge_daemon.threads import physical_cores, set_thread_environment, thread_pools
@@ -127,7 +127,7 @@ def test_defaults_keep_to_this_pc_and_name_no_fallback(tmp_path: Path) -> None:
         ('[security]\ncurve = "always"', True),
         ('[wire]\nimages = "tcp://*:5562"', True),
         ('[wire]\nreplay = "tcp://0.0.0.0:5566"', True),
-        ('[wire]\ntriggers = "tcp://192.168.1.4:5564"', True),
+        *((f'[wire]\n{name} = "tcp://192.168.1.4:7000"', True) for name in ENDPOINTS),
     ],
 )
 def test_keys_are_used_as_soon_as_the_network_can_reach_one_endpoint(tmp_path: Path, lines: str, used: bool) -> None:
@@ -210,7 +210,7 @@ def test_ten_mistakes_are_ten_problems_in_the_order_of_the_file(tmp_path: Path) 
     found = problems(tmp_path, text, recipes_must_exist=True)
     expected = [
         "lien (line 1): is no key of this table (did you mean 'line'?)",
-        "wire.images (line 5): tcp://127.0.0.1:5563 is already the endpoint of `status`",
+        "wire.images (line 5): tcp://127.0.0.1:5563 and `wire.status` at tcp://127.0.0.1:5563 cannot both be had",
         "wire.results (line 4): eth0 is no IPv4 address",
         "engine.provider (line 8): 'cdua' is not allowed (did you mean 'cuda'?); allowed: 'cpu', 'cuda' or 'tensorrt'",
         "cameras.top.size[0] (line 13): must be at least 64, not 3",
@@ -266,7 +266,10 @@ def test_ten_mistakes_are_ten_problems_in_the_order_of_the_file(tmp_path: Path) 
         ("wire", 'results = "udp://127.0.0.1:5561"', "must look like tcp://127.0.0.1:5561"),
         ("wire", 'results = "ipc://run/x"', "needs an absolute path"),
         ("wire", f'results = "ipc:///{"x" * 107}"', "may have 107 bytes"),
-        ("wire", 'results = "tcp://127.0.0.1:5565"', "is already the endpoint of `control`"),
+        ("wire", 'results = "tcp://127.0.0.1:5565"', "and `wire.control` at tcp://127.0.0.1:5565 cannot both be had"),
+        ("wire", 'results = "tcp://*:5565"', "tcp://*:5565 and `wire.control` at tcp://127.0.0.1:5565 cannot"),
+        ("metrics", 'listen = "127.0.0.1:5567"', "127.0.0.1:5567 and `wire.amendments` at tcp://127.0.0.1:5567 cannot"),
+        ("metrics", 'listen = "0.0.0.0:5561"', "0.0.0.0:5561 and `wire.results` at tcp://127.0.0.1:5561 cannot"),
         ("cameras.top", "size = [0, 512]", "size[0] (line 5): must be at least"),
         ("cameras.top", "size = [512]", "size[1] (line 5): is missing"),
         ("cameras.top", "sede = 5", "did you mean 'seed'"),

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.daemon import free_ports
+
 pytest_plugins = ["pytester"]
 
 HARNESS = Path(__file__).resolve().parent.parent / "conftest.py"
@@ -88,3 +90,9 @@ def test_missing_real_data_skip_with_what_to_set(pytester: pytest.Pytester, monk
     result = pytester.runpytest_subprocess("-rs")
     result.assert_outcomes(skipped=1)
     assert "set EDGE_TEST_DATA" in result.stdout.str()
+
+
+def test_no_port_is_given_twice_while_another_is_free() -> None:
+    """Else a test that asks once for its page and once for its daemon has both on one port, some day."""
+    given = [port for _ in range(15) for port in free_ports(10)]
+    assert len(set(given)) == len(given)
