@@ -233,7 +233,7 @@ def test_a_frozen_process_holds_up_no_call_and_is_killed_by_close(make: Make) ->
     with pytest.raises(CameraSilent, match="no sign of life within 20 ms"):
         camera.check(20 * MS)
     camera.close()
-    assert is_gone(pid)
+    wait_until(lambda: is_gone(pid))
     assert camera.counters()["processes_lost"] == 1
 
 
@@ -253,7 +253,7 @@ def test_a_process_that_does_not_want_to_end_is_killed(fake: Make) -> None:
     camera = fake("never_ends")
     pid = process_of(camera)
     camera.close()
-    assert is_gone(pid)
+    wait_until(lambda: is_gone(pid))
 
 
 def test_frames_that_were_asked_for_before_a_freeze_never_answer_a_trigger_after_it(make: Make) -> None:
@@ -292,6 +292,7 @@ def test_a_killed_process_is_an_error_at_once_and_the_next_one_goes_on_counting(
     last = fetch(camera).frame_id
     pid = process_of(camera)
     os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: is_gone(pid))
     with pytest.raises(CameraError, match="signal 9"):
         camera.grab(PATIENCE_NS)
     with pytest.raises(CameraError, match="closed"):

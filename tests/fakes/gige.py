@@ -123,6 +123,19 @@ def gige_network() -> Iterator[None]:
         pytest.skip(f"needs the right to make network namespaces: {exc}")
 
 
+@contextmanager
+def fake_camera(started: bool = True) -> Iterator[FakeCamera]:
+    """One fake camera in a network for such (`gige_network`), which does not outlive the block."""
+    with gige_network():
+        camera = FakeCamera()
+        try:
+            if started:
+                camera.start()
+            yield camera
+        finally:
+            camera.kill()
+
+
 def gige_config(**keys: Any) -> GigeConfig:
     """The fake with serial GV07, pictures of 64x48 px, and `keys`."""
     table: dict[str, Any] = {"kind": "gige", "serial": "GV07", "region": [0, 0, 64, 48], **keys}

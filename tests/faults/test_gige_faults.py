@@ -19,7 +19,7 @@ from edge_daemon.cameras.gige import AravisLink, gige_camera
 from edge_daemon.cameras.open import make_camera
 from edge_daemon.core.frame import Frame
 from edge_daemon.errors import CameraError
-from tests.fakes.gige import FakeCamera, gige_config, gige_network
+from tests.fakes.gige import FakeCamera, fake_camera, gige_config
 
 MS = 1_000_000
 PATIENCE_NS = 10_000 * MS
@@ -30,10 +30,8 @@ FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 @pytest.fixture
 def fake() -> Iterator[FakeCamera]:
-    with gige_network():
-        camera = FakeCamera()
+    with fake_camera(started=False) as camera:
         yield camera
-        camera.kill()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from edge_daemon.cameras import gvcp
 from edge_daemon.cli import main
-from tests.fakes.gige import FakeCamera, gige_network, other_client
+from tests.fakes.gige import FakeCamera, fake_camera, other_client
 from tests.faults.line import SIDE_PX, Factory
 
 GIGE = f'kind = "gige"\nserial = "GV07"\nregion = [0, 0, {SIDE_PX}, {SIDE_PX}]\nexposure_us = 10000'
@@ -17,11 +17,8 @@ GIGE = f'kind = "gige"\nserial = "GV07"\nregion = [0, 0, {SIDE_PX}, {SIDE_PX}]\n
 
 @pytest.fixture
 def fake() -> Iterator[FakeCamera]:
-    with gige_network():
-        camera = FakeCamera()
-        camera.start()
+    with fake_camera() as camera:
         yield camera
-        camera.kill()
 
 
 @pytest.mark.usefixtures("fake")

@@ -22,7 +22,7 @@ from tests.fakes.gige import (
     PIXEL_FORMAT_REGISTER,
     WIDTH_REGISTER,
     FakeCamera,
-    gige_network,
+    fake_camera,
     other_client,
     write_as_its_controller,
 )
@@ -51,10 +51,8 @@ pytestmark = [pytest.mark.timeout(180), pytest.mark.alone]
 
 @pytest.fixture
 def fake() -> Iterator[FakeCamera]:
-    with gige_network():
-        camera = FakeCamera()
+    with fake_camera(started=False) as camera:
         yield camera
-        camera.kill()
 
 
 # ---------------------------------------------------------------- gone, frozen, back

@@ -13,7 +13,7 @@ from edge_daemon.cli import main as edge_daemon
 from edge_daemon.core.camera_settings import counting
 from export.cli import main as edge_export
 from tests.daemon import DaemonProcess, receive
-from tests.fakes.gige import WIDTH_REGISTER, FakeCamera, gige_network, write_as_its_controller
+from tests.fakes.gige import WIDTH_REGISTER, FakeCamera, fake_camera, write_as_its_controller
 from tests.system.conftest import SmallLine
 
 CAMERA = """
@@ -179,11 +179,8 @@ GIGE = '[cameras.top]\nkind = "gige"\nserial = "GV07"\nregion = [0, 0, 128, 128]
 
 @pytest.fixture
 def fake() -> Iterator[FakeCamera]:
-    with gige_network():
-        camera = FakeCamera()
-        camera.start()
+    with fake_camera() as camera:
         yield camera
-        camera.kill()
 
 
 def test_a_gige_camera_from_its_pictures_to_a_stop(fake: FakeCamera, tmp_path: Path, small_line: SmallLine) -> None:
