@@ -35,7 +35,7 @@ from edge_daemon.core.decision import Evaluation, Thresholds, judge_score
 from edge_daemon.detectors.patchcore import PatchCoreSettings
 from edge_daemon.engines.sessions import EngineOptions
 from export.bank import Bank, extend_bank
-from export.build import DEFAULT_HELD_OUT, bank_listing, output_problems, software
+from export.build import DEFAULT_HELD_OUT, bank_listing, software
 from export.calibrate import (
     Calibration,
     Scored,
@@ -49,6 +49,7 @@ from export.fuse import FusedBackbone, describe
 from export.gather import Gathered, Progress, first_frame_size, list_pictures
 from export.golden import golden_again, prove
 from export.known import Known, Sides, choose_sides, share_held_out
+from export.rewrite import origin_of, signature_notes, successor, target_problems
 from export.station import Station, make_extractor, open_station, twin_notes
 from export.threshold import held_out_scores
 
@@ -146,12 +147,14 @@ def extend_recipe(request: ExtendRequest, progress: Progress) -> ExtendedRecipe:
     golden, golden_notes = golden_again(detector, parent.golden, station.pictures, calibration, request.seed)
     fields = _fields(request, parent, station, bank, calibration, plan)
     fields["golden"] = [sample.manifest_entry() for sample in golden]
+    before = read_files(request.recipe)
     files = {
         BANK: bank_bytes(bank.rows, bank.projection),
         BACKBONE: parent.backbone,
         MANIFEST: manifest_bytes(fields),
         **{sample.file: sample.png for sample in golden},
-        **_template_file(request.recipe, parent),
+        # The old recipe's golden picture, byte for byte, where it has one.
+        **({} if parent.template is None else {TEMPLATE: before[TEMPLATE]}),
     }
     digest = prove(files, f"the new recipe {fields['name']}", request.engine)
     write_recipe(request.out, files)
@@ -159,16 +162,11 @@ def extend_recipe(request: ExtendRequest, progress: Progress) -> ExtendedRecipe:
         parent,
         station.pictures,
         plan,
-        [*notes, *golden_notes],
+        [*notes, *golden_notes, *signature_notes(before, "bank")],
         request.out,
         digest,
         json.loads(files[MANIFEST]),
     )
-
-
-def _template_file(path: Path, parent: Recipe) -> dict[str, bytes]:
-    """The old recipe's golden picture, byte for byte, where it has one."""
-    return {} if parent.template is None else {TEMPLATE: read_files(path)[TEMPLATE]}
 
 
 def _check_request(request: ExtendRequest) -> None:
@@ -176,9 +174,7 @@ def _check_request(request: ExtendRequest) -> None:
     if request.out is None and not request.dry_run:
         problems.append("--add makes a new recipe and needs --out PATH: recipes are never changed in place")
     if request.out is not None:
-        problems += output_problems(request.out)
-        if request.out.resolve() == request.recipe.resolve():
-            problems.append(f"--out {request.out} is the old recipe: give the new one a name of its own")
+        problems += target_problems(request.recipe, request.out)
     rates = {
         "--false-reject-rate": request.false_reject_rate,
         "--undecided-rate": request.undecided_rate,
@@ -380,11 +376,10 @@ def _fields(
 ) -> dict[str, Any]:
     """recipe.json but its golden samples: bank, thresholds, version and origin are new, all else is as it was."""
     old, limits = parent.manifest, calibration.thresholds
-    fields: dict[str, Any] = old.model_dump(mode="json", exclude={"self_sha256"})
+    origin = _origin(parent, plan, len(bank.rows) - len(parent.bank))
+    fields = successor(parent, request.version, request.created_utc, origin)
     fields |= {
         "name": request.name or old.name,
-        "version": request.version,
-        "created_utc": request.created_utc,
         "backbone": {**fields["backbone"], "file": BACKBONE},
         "bank": {
             "file": BANK,
@@ -396,11 +391,10 @@ def _fields(
         "provisional": False,
         "calibration": {**calibration.evidence, "seed": request.seed, "block": _block(request, old)},
         "provenance": {
-            **old.provenance,
+            **fields["provenance"],
             "software": software(station.extractor.provider),
             "pictures": _pictures(old.provenance["pictures"], station.pictures, plan),
             "coreset": bank.account,
-            "made_from": _origin(parent, plan, len(bank.rows) - len(parent.bank)),
         },
     }
     return fields
@@ -421,13 +415,9 @@ def _pictures(old: Mapping[str, Any], pictures: Gathered, plan: Plan) -> dict[st
 
 
 def _origin(parent: Recipe, plan: Plan, rows: int) -> dict[str, Any]:
-    old = parent.manifest
     return {
-        "digest": parent.digest,
-        "version": old.version,
-        "created_utc": old.created_utc,
-        "thresholds": old.thresholds.model_dump(mode="json"),
-        "change": "add",
+        **origin_of(parent, "add"),
+        "thresholds": parent.manifest.thresholds.model_dump(mode="json"),
         "added": {
             "in_bank": len(plan.in_bank),
             "kept_apart": len(plan.sides.held),

@@ -8,17 +8,15 @@ from typing import Any
 
 from edge_daemon.artefact.manifest import HealthPart, Manifest
 from edge_daemon.artefact.pictures import read_picture
-from edge_daemon.artefact.recipe import MANIFEST, manifest_bytes, read_files, verify_files, write_recipe
 from edge_daemon.core.health import HealthLimits, Violation, measure, take_sample, violation
 from edge_daemon.detectors.health import health_limits, health_region
 from edge_daemon.engines.sessions import EngineOptions
 from edge_daemon.errors import PictureError
-from export.build import output_problems
 from export.camera import require_same
 from export.errors import ExportError, PicturesError
 from export.gather import list_pictures
-from export.golden import prove
 from export.health import Learned, learn_health, with_health
+from export.rewrite import origin_of, read_original, successor, write_successor
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +33,13 @@ def relearn_health(
 ) -> Relearned:
     """Write the recipe again with limits from these good pictures, none for none. camera_settings: a file that says
     what they were taken with. Raises ExportError or EdgeError."""
-    if problems := output_problems(out):
-        raise ExportError("\n".join(problems))
-    files = dict(read_files(recipe))
-    verified = verify_files(files, str(recipe))
-    old = verified.manifest
-    learned = None if images is None else _learn(old, images, camera_settings)
-    fields: dict[str, Any] = old.model_dump(mode="json", exclude={"self_sha256"})
-    origin = {"digest": verified.digest, "version": old.version, "created_utc": old.created_utc, "change": "health"}
-    fields |= {
-        "version": version,
-        "created_utc": created_utc,
-        "provenance": {**old.provenance, "made_from": origin},
-    }
-    notes = [] if learned is None else list(learned.notes)
-    if files.pop("signature", None) is not None:
-        notes.append("the signature was for the old limits and is gone: sign the new recipe")
-    health = None if learned is None else learned.health
-    files[MANIFEST] = manifest_bytes(with_health(fields, health))
-    digest = prove(files, f"the new recipe {old.name}", EngineOptions())
-    write_recipe(out, files)
-    return Relearned(digest, health, notes)
+    original = read_original(recipe, out)
+    learned = None if images is None else _learn(original.recipe.manifest, images, camera_settings)
+    health, notes = (None, []) if learned is None else (learned.health, learned.notes)
+    origin = origin_of(original.recipe, "health")
+    fields = with_health(successor(original.recipe, version, created_utc, origin), health)
+    written = write_successor(original, out, fields, EngineOptions(), changed="limits")
+    return Relearned(written.digest, health, [*notes, *written.notes])
 
 
 def _learn(manifest: Manifest, images: Path, camera_settings: Path | None) -> Learned:

@@ -1,7 +1,6 @@
 """Another threshold for a recipe, from the calibration scores that it keeps: no pictures, no new bank."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,16 +8,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from edge_daemon.artefact.manifest import GoldenPart, Manifest
-from edge_daemon.artefact.recipe import MANIFEST, Recipe, manifest_bytes, read_files, verify_files, write_recipe
 from edge_daemon.core.conformal import ROUND_RATES, RateNotSupportedError, block_scores, conformal_threshold
 from edge_daemon.core.decision import Evaluation, Thresholds, judge_score
 from edge_daemon.engines.sessions import EngineOptions
-from export.build import output_problems
 from export.calibrate import SPLIT_CONFORMAL, thresholds_from
-from export.errors import CalibrationError, ExportError
-from export.golden import BLIND, clear_of, clearly_damaged, prove
-
-_SIGNATURE = "signature"
+from export.errors import CalibrationError
+from export.golden import BLIND, clear_of, clearly_damaged
+from export.rewrite import origin_of, read_original, successor, write_successor
 
 
 class _HeldOut(BaseModel):
@@ -67,27 +63,21 @@ class Choice:
 
 def change_threshold(request: ThresholdRequest) -> ChangedThreshold:
     """Write the recipe again with other thresholds, proven as a new one is. Raises ExportError or EdgeError."""
-    problems = [*_rate_problems(request), *output_problems(request.out)]
-    if problems:
-        raise ExportError("\n".join(problems))
-    files = dict(read_files(request.recipe))
-    recipe = verify_files(files, str(request.recipe))
-    held_out = held_out_scores(recipe.manifest)
+    original = read_original(request.recipe, request.out, _rate_problems(request))
+    recipe, old = original.recipe, original.recipe.manifest
+    held_out = held_out_scores(old)
     thresholds, _, evidence = thresholds_from(held_out, request.false_reject_rate, request.undecided_rate)
-    golden, notes = _golden(recipe.manifest, thresholds)
-    fields = _fields(recipe, request, thresholds, golden)
-    kept = {key: value for key, value in recipe.manifest.calibration.items() if key not in _OF_A_THRESHOLD}
-    fields["calibration"] = {**kept, **evidence}
-    for dropped in {part.file for part in recipe.manifest.golden} - {part["file"] for part in golden}:
-        del files[dropped]
-    if files.pop(_SIGNATURE, None) is not None:
-        notes.append("the signature was for the old threshold and is gone: sign the new recipe")
-    files[MANIFEST] = manifest_bytes(fields)
-    digest = prove(files, f"the new recipe {recipe.manifest.name}", request.engine)
-    write_recipe(request.out, files)
-    limits = recipe.manifest.thresholds
-    before = Thresholds(limits.lower, limits.upper, limits.pixel)
-    return ChangedThreshold(request.out, digest, json.loads(files[MANIFEST]), before, notes)
+    golden, notes = _golden(old, thresholds)
+    kept = {key: value for key, value in old.calibration.items() if key not in _OF_A_THRESHOLD}
+    origin = {**origin_of(recipe, "threshold"), "thresholds": old.thresholds.model_dump(mode="json")}
+    fields = successor(recipe, request.version, request.created_utc, origin) | {
+        "thresholds": {"lower": thresholds.lower, "upper": thresholds.upper, "pixel": thresholds.pixel},
+        "calibration": {**kept, **evidence},
+        "golden": golden,
+    }
+    written = write_successor(original, request.out, fields, request.engine, changed="threshold")
+    before = Thresholds(old.thresholds.lower, old.thresholds.upper, old.thresholds.pixel)
+    return ChangedThreshold(request.out, written.digest, json.loads(written.manifest), before, [*notes, *written.notes])
 
 
 def choices(manifest: Manifest) -> list[Choice]:
@@ -172,26 +162,3 @@ def _still_proves(part: GoldenPart, thresholds: Thresholds) -> bool:
         return clear_of(part.score, thresholds)
     evaluation = judge_score(part.score, part.max_distance, thresholds).evaluation
     return evaluation is Evaluation.NOT_OK and clearly_damaged(part.score, thresholds)
-
-
-def _fields(
-    recipe: Recipe, request: ThresholdRequest, thresholds: Thresholds, golden: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """recipe.json but its calibration: thresholds, version and origin are new, all else is as it was."""
-    old = recipe.manifest
-    fields: dict[str, Any] = old.model_dump(mode="json", exclude={"self_sha256"})
-    origin: Mapping[str, Any] = {
-        "digest": recipe.digest,
-        "version": old.version,
-        "created_utc": old.created_utc,
-        "thresholds": old.thresholds.model_dump(mode="json"),
-        "change": "threshold",
-    }
-    fields |= {
-        "version": request.version,
-        "created_utc": request.created_utc,
-        "thresholds": {"lower": thresholds.lower, "upper": thresholds.upper, "pixel": thresholds.pixel},
-        "golden": golden,
-        "provenance": {**old.provenance, "made_from": origin},
-    }
-    return fields

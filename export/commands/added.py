@@ -3,11 +3,10 @@
 import argparse
 import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.commands.options import bars
+from export.commands.options import bars, stamped
 from export.errors import ExportError
 
 if TYPE_CHECKING:
@@ -71,13 +70,13 @@ def run_extension(arguments: argparse.Namespace) -> int:
     from edge_daemon.engines.sessions import EngineOptions
     from export.extend import ExtendRequest, extend_recipe
 
-    now = datetime.now(UTC)
+    stamp = stamped(arguments.label)
     request = ExtendRequest(
         recipe=arguments.add,
         images=arguments.images,
         out=arguments.out,
-        created_utc=now.isoformat(timespec="seconds"),
-        version=arguments.label or now.strftime("%Y%m%d-%H%M%S"),
+        created_utc=stamp.created_utc,
+        version=stamp.version,
         name=arguments.name,
         calibration=arguments.calibration,
         accept=tuple(arguments.accept or ()),

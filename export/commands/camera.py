@@ -2,10 +2,10 @@
 
 import argparse
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from export.commands.options import json_option, label_option, provider_option, recipe_option, stamped
 from export.errors import ExportError
 
 DESCRIPTION = """\
@@ -31,21 +31,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", type=Path, required=True, metavar="PATH", help="recipe directory or .recipe file")
+    recipe_option(parser)
     change = parser.add_mutually_exclusive_group()
     change.add_argument(
         "--settings", type=Path, metavar="FILE", help="camera.json of the pictures that the recipe was learned from"
     )
     change.add_argument("--none", action="store_true", help="take the settings out")
     parser.add_argument("--out", type=Path, metavar="PATH", help="the new recipe: NAME.recipe for a file, or a folder")
-    parser.add_argument("--label", metavar="TEXT", help="version of the new recipe (default: date and time)")
-    parser.add_argument(
-        "--provider",
-        choices=("cpu", "cuda", "tensorrt"),
-        default="cpu",
-        help="what proves the golden samples; no silent fallback (default cpu)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on standard output")
+    label_option(parser)
+    provider_option(parser)
+    json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -70,14 +65,14 @@ def _changed(arguments: argparse.Namespace) -> dict[str, Any]:
     from edge_daemon.engines.sessions import EngineOptions
     from export.bind_camera import BindRequest, bind_camera
 
-    now = datetime.now(UTC)
+    stamp = stamped(arguments.label)
     bound = bind_camera(
         BindRequest(
             recipe=arguments.recipe,
             out=arguments.out,
             settings=arguments.settings,
-            version=arguments.label or now.strftime("%Y%m%d-%H%M%S"),
-            created_utc=now.isoformat(timespec="seconds"),
+            version=stamp.version,
+            created_utc=stamp.created_utc,
             engine=EngineOptions(provider=arguments.provider),
         )
     )

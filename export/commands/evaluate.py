@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.commands.options import json_option, provider_option, recipe_option
+
 if TYPE_CHECKING:
     from edge_daemon.detectors.loading import ReadyRecipe
     from export.evaluate import Evaluated
@@ -34,9 +36,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", type=Path, required=True, metavar="PATH", help="recipe directory or .recipe file")
+    recipe_option(parser)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="labelled pictures, see above")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on standard output")
+    json_option(parser)
     parser.add_argument("--scores", action="store_true", help="with --json: add every picture's score and evaluation")
     parser.add_argument(
         "--report",
@@ -47,12 +49,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--skip-unreadable", action="store_true", help="leave out pictures that cannot be read, and name them"
     )
-    parser.add_argument(
-        "--provider",
-        choices=("cpu", "cuda", "tensorrt"),
-        default="cpu",
-        help="what computes the features; there is no silent fallback (default: cpu)",
-    )
+    provider_option(parser, "computes the features")
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="threads of network and search (default 0: one per core)"
     )

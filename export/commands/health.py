@@ -3,10 +3,10 @@
 import argparse
 import json
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.commands.options import json_option, label_option, recipe_option, stamped
 from export.errors import ExportError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", type=Path, required=True, metavar="PATH", help="recipe directory or .recipe file")
+    recipe_option(parser)
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="pictures to try; with --out, good ones to learn from"
     )
@@ -41,8 +41,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--camera-settings", type=Path, metavar="FILE", help="camera.json that says what --images were taken with"
     )
-    parser.add_argument("--label", metavar="TEXT", help="version of the new recipe (default: date and time)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on standard output")
+    label_option(parser)
+    json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -57,14 +57,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise ExportError("give --images DIR with good pictures to learn from, or --none to take the limits out")
     found: dict[str, Any] = {"recipe": str(arguments.recipe)}
     if arguments.out is not None:
-        now = datetime.now(UTC)
-        version = arguments.label or now.strftime("%Y%m%d-%H%M%S")
+        stamp = stamped(arguments.label)
         made = relearn_health(
             arguments.recipe,
             arguments.images,
             arguments.out,
-            version,
-            now.isoformat(timespec="seconds"),
+            stamp.version,
+            stamp.created_utc,
             arguments.camera_settings,
         )
         found |= {"recipe": str(arguments.out), "digest": made.digest, "notes": made.notes}

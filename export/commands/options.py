@@ -1,13 +1,58 @@
-"""Option types that several commands share; cheap to import."""
+"""Options that several commands share, and their types; cheap to import."""
 
 import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
+
+# An argument group may be given in place of a parser.
+Options = argparse._ActionsContainer
+
+
+def recipe_option(parser: Options) -> None:
+    """The recipe that a command is about."""
+    parser.add_argument("--recipe", type=Path, required=True, metavar="PATH", help="recipe directory or .recipe file")
+
+
+def label_option(parser: Options, of_what: str = "of the new recipe") -> None:
+    """The version of what is written, see `stamped`."""
+    parser.add_argument("--label", metavar="TEXT", help=f"version {of_what} (default: date and time)")
+
+
+def provider_option(parser: Options, does: str = "proves the golden samples") -> None:
+    """What the networks run on."""
+    parser.add_argument(
+        "--provider",
+        choices=("cpu", "cuda", "tensorrt"),
+        default="cpu",
+        help=f"what {does}; no silent fallback (default cpu)",
+    )
+
+
+def json_option(parser: Options) -> None:
+    """Output for programs."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on standard output")
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Of a recipe that is about to be written. created_utc: ISO 8601, whole seconds."""
+
+    version: str
+    created_utc: str
+
+
+def stamped(label: str | None) -> Stamp:
+    """Now; the version is the label, else date and time."""
+    now = datetime.now(UTC)
+    return Stamp(label or now.strftime("%Y%m%d-%H%M%S"), now.isoformat(timespec="seconds"))
 
 
 def size(text: str) -> tuple[int, int]:

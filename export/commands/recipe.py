@@ -4,12 +4,11 @@ import argparse
 import json
 import os
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.commands.added import add_extension, refuse_extension_options, run_extension
-from export.commands.options import bars, natural, size
+from export.commands.options import bars, json_option, label_option, natural, provider_option, size, stamped
 
 if TYPE_CHECKING:
     from edge_daemon.core.geometry import Region
@@ -189,28 +188,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action="store_true",
         help="learn no health limits: pictures too dark, blurred or shifted are judged like any other",
     )
-    run_group.add_argument("--label", metavar="TEXT", help="version of the recipe (default: date and time)")
+    label_option(run_group, "of the recipe")
     run_group.add_argument(
         "--skip-unreadable", action="store_true", help="leave out pictures that cannot be read, and name them"
     )
     run_group.add_argument(
         "--seed", type=natural, default=0, help="of the split, the projection, the coreset and the damage (default 0)"
     )
-    run_group.add_argument(
-        "--provider",
-        choices=("cpu", "cuda", "tensorrt"),
-        default="cpu",
-        help="what computes the features; no silent fallback (default cpu)",
-    )
+    provider_option(run_group, "computes the features")
     run_group.add_argument(
         "--threads", type=natural, default=0, metavar="N", help="threads of the network (default 0: one per core)"
     )
     run_group.add_argument(
         "--progress", action="store_true", help="progress bars even when standard error is no terminal"
     )
-    run_group.add_argument(
-        "--json", action="store_true", help="print one JSON object and nothing else on standard output"
-    )
+    json_option(run_group)
     parser.set_defaults(run=run)
 
 
@@ -268,13 +260,13 @@ def run(arguments: argparse.Namespace) -> int:
     from edge_daemon.engines.sessions import EngineOptions
     from export.build import RecipeRequest, build_recipe
 
-    now = datetime.now(UTC)
+    stamp = stamped(arguments.label)
     request = RecipeRequest(
         name=arguments.name,
         images=arguments.images,
         out=arguments.out,
-        created_utc=now.isoformat(timespec="seconds"),
-        version=arguments.label or now.strftime("%Y%m%d-%H%M%S"),
+        created_utc=stamp.created_utc,
+        version=stamp.version,
         backbone=arguments.backbone,
         profile=arguments.profile,
         size=arguments.size,

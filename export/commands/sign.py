@@ -4,10 +4,10 @@ import argparse
 import getpass
 import json
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.commands.options import json_option, stamped
 from export.errors import ExportError
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     how.add_argument("--remove", action="store_true", help="take all signatures out instead")
     parser.set_defaults(run=run)
     for each in (key, parser):
-        each.add_argument(
-            "--json", action="store_true", help="print one JSON object and nothing else on standard output"
-        )
+        json_option(each)
 
 
 def run_key(arguments: argparse.Namespace) -> int:
@@ -93,8 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
     key = None if arguments.remove else read_key(arguments.key, _passphrase)
     done: list[SignedRecipe] = []
     for path in arguments.recipe:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        done.append(remove_signatures(path) if key is None else sign_recipe(path, key, now))
+        signed_utc = stamped(None).created_utc
+        done.append(remove_signatures(path) if key is None else sign_recipe(path, key, signed_utc))
         if not arguments.json:
             print(_told(done[-1], "" if key is None else id_of(key)))
     if arguments.json:

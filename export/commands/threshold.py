@@ -2,10 +2,10 @@
 
 import argparse
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.commands.options import json_option, label_option, provider_option, recipe_option, stamped
 from export.errors import ExportError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", type=Path, required=True, metavar="PATH", help="recipe directory or .recipe file")
+    recipe_option(parser)
     parser.add_argument(
         "--out", type=Path, metavar="PATH", help="NAME.recipe for a file, or a folder; without it, nothing is written"
     )
@@ -51,14 +51,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--undecided-rate", type=float, metavar="RATE", help="of these, good parts NotDecidable instead of NotOK"
     )
-    parser.add_argument("--label", metavar="TEXT", help="version of the new recipe (default: date and time)")
-    parser.add_argument(
-        "--provider",
-        choices=("cpu", "cuda", "tensorrt"),
-        default="cpu",
-        help="what proves the golden samples; no silent fallback (default cpu)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on standard output")
+    label_option(parser)
+    provider_option(parser)
+    json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -71,13 +66,13 @@ def run(arguments: argparse.Namespace) -> int:
     from edge_daemon.engines.sessions import EngineOptions
     from export.threshold import ThresholdRequest, change_threshold
 
-    now = datetime.now(UTC)
+    stamp = stamped(arguments.label)
     changed = change_threshold(
         ThresholdRequest(
             recipe=arguments.recipe,
             out=arguments.out,
-            created_utc=now.isoformat(timespec="seconds"),
-            version=arguments.label or now.strftime("%Y%m%d-%H%M%S"),
+            created_utc=stamp.created_utc,
+            version=stamp.version,
             false_reject_rate=arguments.false_reject_rate,
             undecided_rate=arguments.undecided_rate,
             engine=EngineOptions(provider=arguments.provider),

@@ -3,9 +3,9 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+from export.commands.options import json_option, provider_option, recipe_option
 from export.errors import ExportError
 
 DESCRIPTION = """\
@@ -38,14 +38,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", type=Path, required=True, metavar="PATH", help="recipe directory or .recipe file")
-    parser.add_argument(
-        "--provider", choices=("cpu", "cuda", "tensorrt"), default="cpu", help="as in the daemon's config"
-    )
+    recipe_option(parser)
+    provider_option(parser, "judges, as in the daemon's config")
     parser.add_argument(
         "--signer", action="append", metavar="KEY", help="refuse what none of these public keys signed (repeatable)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on standard output")
+    json_option(parser)
     parser.set_defaults(run=run)
 
 

@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from test_build_recipe import command, load, put, quiet, request
 from test_recipes_at_scale import chipped
 
 from edge_daemon.artefact.manifest import Manifest
 from edge_daemon.artefact.pictures import encode_png, read_picture
 from edge_daemon.artefact.recipe import MANIFEST, manifest_bytes, read_files, write_recipe
+from edge_daemon.artefact.signature import SIGNATURE
 from edge_daemon.detectors.base import judge_picture
 from edge_daemon.engines.sessions import EngineOptions
 from export.build import build_recipe
@@ -19,6 +21,7 @@ from export.errors import CalibrationError, ExportError, PicturesError, SuspectP
 from export.extend import ExtendRequest, extend_recipe
 from export.gather import Gathered
 from export.known import Known, choose_sides
+from export.signing import sign_recipe
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,15 @@ def test_new_pictures_are_added_behind_the_old_rows_and_as_densely(old, tmp_path
     assert origin["added"]["rows"] == len(after.bank) - len(before.bank)
     assert after.manifest.provenance["pictures"]["count"] == 60
     assert len(after.manifest.provenance["pictures"]["bank"]) == 28 + 14
+
+
+def test_the_signature_was_for_the_old_bank_and_its_loss_is_said(old, tmp_path):
+    write_recipe(tmp_path / "signed.recipe", read_files(old.recipe))
+    sign_recipe(tmp_path / "signed.recipe", Ed25519PrivateKey.generate(), "2026-11-21T08:00:00Z")
+    signed = SimpleNamespace(recipe=tmp_path / "signed.recipe")
+    extended = extend_recipe(asked(signed, old.new, tmp_path / "new.recipe"), quiet)
+    assert SIGNATURE not in read_files(extended.path)
+    assert "the signature was for the old bank and is gone: sign the new recipe" in extended.notes
 
 
 def test_the_old_scores_stay_as_marked_bounds_and_the_new_ones_join_them(old, tmp_path):

@@ -229,3 +229,14 @@ def test_the_kept_scores_are_those_of_the_engine(recipe):
     number = int(entry["name"][4:7])
     assert judge_picture(ready.detector, part(number)).score == entry["score"]
     assert np.isfinite(entry["map_maximum"])
+
+
+@pytest.mark.parametrize(
+    "change", [["threshold", "--false-reject-rate", "0.05"], ["camera", "--none"], ["health", "--none"]]
+)
+def test_no_recipe_is_changed_in_place(recipe, change, capsys):
+    before = read_files(recipe)
+    other_name = recipe.parent / "good" / ".." / recipe.name
+    assert main([change[0], "--recipe", str(recipe), *change[1:], "--out", str(other_name)]) == 2
+    assert "is the old recipe: give the new one a name of its own" in capsys.readouterr().err
+    assert read_files(recipe) == before
