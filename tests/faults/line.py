@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,8 @@ class Observer:
     def all(self, kind: type[M], since_ns: int = 0) -> list[tuple[int, M]]:
         """Every message of this kind so far, as (time, message)."""
         with self._news:
-            return [(s.at_ns, s.message) for s in self._seen if isinstance(s.message, kind) and s.at_ns >= since_ns]
+            first = bisect_left(self._seen, since_ns, key=lambda seen: seen.at_ns)
+            return [(s.at_ns, s.message) for s in self._seen[first:] if isinstance(s.message, kind)]
 
     def first(
         self, kind: type[M], fits: Callable[[M], bool], since_ns: int = 0, patience_s: float = PATIENCE_S
@@ -136,10 +138,10 @@ class Observer:
         """The first that fits, past or to come, as (time, message). Fails when none comes."""
         until = time.monotonic() + patience_s
         with self._news:
-            looked_at = 0
+            looked_at = bisect_left(self._seen, since_ns, key=lambda seen: seen.at_ns)
             while True:
                 for seen in self._seen[looked_at:]:
-                    if seen.at_ns >= since_ns and isinstance(seen.message, kind) and fits(seen.message):
+                    if isinstance(seen.message, kind) and fits(seen.message):
                         return seen.at_ns, seen.message
                 looked_at = len(self._seen)
                 left = until - time.monotonic()
@@ -249,7 +251,8 @@ class Line:
 
     def outcome(self, reply: TriggerReply) -> tuple[int, Inspection]:
         """(time, record) of that trigger."""
-        return self.observer.first(Inspection, lambda i: i.result_id == reply.result_id)
+        since_ns = self._sent.get(reply.trigger_id, 0)
+        return self.observer.first(Inspection, lambda i: i.result_id == reply.result_id, since_ns)
 
     def part(self) -> Inspection:
         """One part, start to end."""
