@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from edge_daemon.artefact.signature import Trust
+from edge_daemon.artefact.signature import Signed, Trust
 from edge_daemon.artefact.store import Store, StoredRecipe
 from edge_daemon.config import StationConfig
 from edge_daemon.detectors.loading import ReadyRecipe, load_verified
@@ -71,9 +71,13 @@ class Recipes:
             self._ready[digest] = ready
         return self._ready[digest]
 
+    def _signed_now(self, ready: ReadyRecipe, trust: Trust) -> Signed:
+        """Who signed a loaded recipe, by its file as it is now. Raises RecipeSignatureError, StoreError."""
+        return self.store.vouched(self.store.by_digest(ready.recipe.digest), trust)
+
     def _vouched(self, ready: ReadyRecipe, trust: Trust) -> bool:
         try:
-            self.store.vouched(self.store.by_digest(ready.recipe.digest), trust)
+            self._signed_now(ready, trust)
         except RecipeSignatureError:
             return False
         return bool(ready.recipe.signed.by)
@@ -89,7 +93,7 @@ class Recipes:
         trust = replace(self._trust, required=True)
         try:
             for ready in live.views.values():
-                self.store.vouched(self.store.by_digest(ready.recipe.digest), trust)
+                self._signed_now(ready, trust)
         except EdgeError as error:
             return str(error)
         return ""

@@ -33,7 +33,8 @@ from edge_daemon.edges.journal import Intent
 from edge_daemon.errors import CameraSettingsError, JournalError
 from edge_daemon.pipeline.camera_match import advice as advice_on_settings
 from edge_daemon.pipeline.camera_match import set_otherwise
-from edge_daemon.pipeline.golden import GoldenSample, GoldenTurns, same_recipe
+from edge_daemon.pipeline.golden import GoldenSample, same_recipe
+from edge_daemon.pipeline.golden_watch import GoldenWatch
 from edge_daemon.pipeline.inspection import LiveRecipeSet, OpenInspection, ViewOutcome
 from edge_daemon.pipeline.messages import Identity, inspection_message
 from edge_daemon.pipeline.pulses import advice, binding_window, reason_of
@@ -47,23 +48,11 @@ _QUANTILES_EVERY_NS = 1_000_000_000
 # A part without a frame gets its record before its deadline, not at it. Its camera's reader says so this much before
 # (or an eighth of the deadline); a reader that is stuck is not waited for beyond half of that.
 FRAME_RESERVE_NS = 50_000_000
-# A station that only a golden sample can bring back to Ready has one inspected at least this often.
-_RECOVERY_NS = 1_000_000_000
 # Parts whose times say how long the next one may take.
 _RECENT_PARTS = 256
-# A station that judges parts for so many times `golden_check_s` without a golden sample says so.
-_OVERDUE = 5
 _NO_LIMITS = (
     "its recipe does not say what a picture must be like: dark, blurred or moved ones are judged like any other; learn "
     "limits from good pictures with `edge-export health`"
-)
-_UNPROVEN = (
-    "no part is judged until a golden sample of this view comes out right, and one is tried at once: if that does not "
-    "help, look at the provider and its driver (`edge-daemon doctor`), restart the daemon, or activate another recipe"
-)
-_DISTRUSTED = (
-    "no part is judged until this sample comes out right, and it is tried again and again: look at the provider and "
-    "its driver (`edge-daemon doctor`), restart the daemon, or activate another recipe"
 )
 
 
@@ -130,9 +119,7 @@ class Station:
         self._warnings: dict[str, str] = {}
         self._health: dict[str, Mapping[str, float]] = {}
         self._recipes: LiveRecipeSet | None = None
-        self._golden = GoldenTurns()
-        self._halted_ns = 0  # when it was last seen to be halted
-        self._engine_failed_ns: dict[str, int] = {}  # view -> when the engine last failed a part, until it is proven
+        self._golden = GoldenWatch(self.views, config)
         self._open: dict[str, OpenInspection] = {}
         self._concluding: dict[str, int] = {}
         self._counts = dict.fromkeys(Bucket, 0)
@@ -147,7 +134,6 @@ class Station:
         self._quantiles: dict[str, float] = {}
         self._quantiles_ns = 0
         self._camera_states = {camera: _CameraState() for camera in self.cameras}
-        self._last_inspected_ns = dict.fromkeys(self.views, 0)
         self._exact_searches = dict.fromkeys(self.views, 0)
         self._judged = dict.fromkeys(self.views, 0)
         self._binders: dict[str, FrameBinder[Frame]] = {}
@@ -355,7 +341,7 @@ class Station:
 
     def _inspected(self, view: str) -> None:
         self._camera_states[self._camera_of[view]].inspected += 1
-        self._last_inspected_ns[view] = self._clock.monotonic_ns()
+        self._golden.inspected(view, self._clock.monotonic_ns())
 
     def _finish(self, inspection: OpenInspection, verdict: Verdict) -> None:
         """The first terminal outcome wins; a judgement past the deadline is Failed/late, whatever it says, and one by
@@ -558,7 +544,7 @@ class Station:
         """Judge every trigger accepted from now on by this set. Inspections under way keep theirs."""
         with self._lock:
             before, self._recipes = self._recipes, recipes
-            self._change_golden(before.views if before else {}, recipes)
+            self._golden.replaced(before.views if before else {}, recipes, self._clock.monotonic_ns())
             self._clear_alarm("recipes")
             self._warn_of_missing_limits(recipes)
             if self._state is State.PREOPERATIONAL:
@@ -567,18 +553,6 @@ class Station:
             self._settle()
         self._tell(told)
         self._changed()
-
-    def _change_golden(self, before: Mapping[str, ReadyRecipe], recipes: LiveRecipeSet) -> None:
-        """What is known against a recipe goes with it, to another view of this station too."""
-        gone = self._golden.replaced(before, recipes, self._clock.monotonic_ns())
-        for view, ready in before.items():
-            if not same_recipe(ready, recipes.views.get(view)):
-                self._engine_proven(view)
-                self._warnings.pop(_overdue_key(view), None)
-        for sample, _ in gone:
-            self._alarms.pop(_golden_key(sample), None)
-        for sample, error in gone:
-            self._golden_failed_in(recipes.views, sample, error)
 
     def _warn_of_missing_limits(self, recipes: LiveRecipeSet) -> None:
         for view, ready in recipes.views.items():
@@ -631,6 +605,9 @@ class Station:
 
     def _raise_alarm(self, key: str, message: str) -> None:
         self._alarms[key] = message
+        self._fault()
+
+    def _fault(self) -> None:
         if self._state is not State.HALTED:
             self._state = step(self._state, StationEvent.FAULT)
 
@@ -640,7 +617,7 @@ class Station:
 
     def _settle(self) -> None:
         """Up from Error to Ready as far as recipes, cameras and alarms allow."""
-        if self._alarms or self._recipes is None:
+        if self._recipes is None or self._alarms or self._golden.alarms():
             return
         if self._state is State.ERROR:
             self._state = step(self._state, StationEvent.RECOVERED)
@@ -768,7 +745,7 @@ class Station:
             self._state = step(self._state, StationEvent.RESUME)
             if self._recipes is not None:
                 self._state = step(self._state, StationEvent.RECIPES_VERIFIED)
-            if self._alarms:
+            if self._alarms or self._golden.alarms():
                 self._state = step(self._state, StationEvent.FAULT)
             self._settle()
             self._room.notify_all()
@@ -797,31 +774,20 @@ class Station:
         with self._lock:
             refusal = self._refusal(duplicate=False)
             busy_only = self.config.trigger == "free_run" and refusal is Reason.MISSED_BUSY
-            alarms = (*self._alarms, *self._warnings)
-            return refusal is None or busy_only, alarms, self._recipes.digest if self._recipes else ""
+            return refusal is None or busy_only, tuple(self._told()), self._recipes.digest if self._recipes else ""
+
+    def _told(self) -> dict[str, str]:
+        """Every alarm and warning, as status tells them."""
+        return self._alarms | self._golden.alarms() | self._warnings | self._golden.warnings()
 
     # -- golden samples ------------------------------------------------------------------------------
 
     def golden_due(self, now_ns: int) -> GoldenSample | None:
         """The golden sample that should be inspected now; None while a trigger is open or all views are fresh."""
         with self._lock:
-            period_ns = self._golden_period_ns()
-            if period_ns == 0 or self._open or self._recipes is None or self._state is State.HALTED:
+            if self._open or self._recipes is None or self._state is State.HALTED:
                 return None
-            stalest = min(self.views, key=lambda view: self._last_inspected_ns[view])
-            if now_ns - self._last_inspected_ns[stalest] < period_ns:
-                return None
-            return self._golden.turn(stalest, self._recipes.views[stalest])
-
-    def _golden_period_ns(self) -> int:
-        """How long a view may go uninspected, 0 for ever. Where nothing but a golden sample leads out of Error, it is
-        asked for also by a station that is configured to do without; at once after the engine has failed a part."""
-        configured_ns = int(self.config.idle_check_s * 1e9)
-        if self._engine_failed_ns and not self._golden.failing:
-            return 1
-        if self._golden.failing or "late" in self._alarms:
-            return min(configured_ns or _RECOVERY_NS, _RECOVERY_NS)
-        return configured_ns
+            return self._golden.due(self._recipes, now_ns, late="late" in self._alarms)
 
     def golden_between_parts(self, now_ns: int) -> tuple[GoldenSample, int] | None:
         """The golden sample that should be inspected although parts come, here or at another station, and for how long
@@ -832,14 +798,7 @@ class Station:
                 return None
             if (idle := self.golden_due(now_ns)) is not None:
                 return idle, self._golden.takes_ns(idle.view) or self._slowest_part_ns()
-            view, asked_ns = self._golden.longest_unasked()
-            if now_ns - asked_ns < self.config.golden_check_s * 1e9:
-                return None
-            part_ns = self._slowest_part_ns()
-            takes_ns = self._golden.takes_ns(view) or part_ns
-            if takes_ns + part_ns > self.config.deadline_ms * 1e6:
-                return None
-            return self._golden.turn(view, self._recipes.views[view]), takes_ns
+            return self._golden.due_between_parts(self._recipes, now_ns, self._slowest_part_ns)
 
     def can_wait(self, now_ns: int, wait_ns: int) -> bool:
         """Whether nothing that is open here would be late if nobody worked on it for so long, and one more trigger
@@ -857,14 +816,9 @@ class Station:
         """Look whether golden samples come out right often enough; a new alarm that says they do not, else empty."""
         with self._lock:
             if self._recipes is None or self._state is State.HALTED:
-                self._halted_ns = now_ns
+                self._golden.not_judging(now_ns)
                 return ""
-            told, limit_s = "", _OVERDUE * self.config.golden_check_s
-            for view, good_ns in self._golden.good_ns().items():
-                key = _overdue_key(view)
-                overdue = now_ns - max(good_ns, self._halted_ns) > limit_s * 1e9
-                if overdue and not self._golden.failing and key not in self._warnings:
-                    told = self._warnings[key] = _overdue(view, limit_s)
+            told = self._golden.look(now_ns)
         if told:
             self._changed()
         return told
@@ -878,8 +832,15 @@ class Station:
             if self._recipes is None or not same_recipe(self._recipes.views.get(sample.view), sample.ready):
                 return False
             self._inspected(sample.view)
-            self._golden.timed(sample, self._clock.monotonic_ns(), took_ns, right=error is None)
-            news = self._golden_failed(sample, error) if error is not None else self._golden_passed(sample, took_ns)
+            now_ns = self._clock.monotonic_ns()
+            if error is not None:
+                news = self._golden.failed(sample, now_ns, took_ns, error)
+                self._fault()
+            else:
+                news = self._golden.passed(sample, now_ns, took_ns)
+                if took_ns < self.config.deadline_ms * 1e6 and self._alarms.pop("late", None) is not None:
+                    self._late_in_a_row = 0
+                self._settle()
         self._changed()
         return news
 
@@ -887,7 +848,10 @@ class Station:
         """Another station's golden sample came out wrong; where a recipe is shared, so is the engine that judges."""
         with self._lock:
             self._distrust_parts(sample.ready)
-            affected = self._golden_failed_in(self._recipes.views if self._recipes is not None else {}, sample, error)
+            views = self._recipes.views if self._recipes is not None else {}
+            affected = self._golden.failed_elsewhere(views, sample, error)
+            if affected:
+                self._fault()
         if affected:
             self._changed()
 
@@ -903,42 +867,9 @@ class Station:
             used = inspection.recipe_set.views.get(view) if inspection.recipe_set else None
             if self._recipes is None or not same_recipe(self._recipes.views.get(view), used):
                 return False
-            news = view not in self._engine_failed_ns
-            self._engine_failed_ns[view] = self._clock.monotonic_ns()
-            self._raise_alarm(f"engine {view}", f"{error}; {_UNPROVEN}")
+            news = self._golden.engine_failed(view, self._clock.monotonic_ns(), error)
+            self._fault()
         self._changed()
-        return news
-
-    def _engine_proven(self, view: str) -> None:
-        self._engine_failed_ns.pop(view, None)
-        self._alarms.pop(f"engine {view}", None)
-
-    def _golden_failed_in(self, views: Mapping[str, ReadyRecipe], sample: GoldenSample, error: str) -> bool:
-        """A sample of some view failed; whether any of these judges by its recipe."""
-        affected = [
-            GoldenSample(view, own, sample.golden) for view, own in views.items() if same_recipe(own, sample.ready)
-        ]
-        for own_sample in affected:
-            self._golden_failed(own_sample, error)
-        return bool(affected)
-
-    def _golden_failed(self, sample: GoldenSample, error: str) -> bool:
-        self._raise_alarm(_golden_key(sample), f"{error}; {_DISTRUSTED}")
-        return self._golden.failed(sample, error)
-
-    def _golden_passed(self, sample: GoldenSample, took_ns: int) -> bool:
-        failed_ns = self._engine_failed_ns.get(sample.view)
-        # One that was under way already when the engine failed says nothing about what came after.
-        proves = failed_ns is not None and self._clock.monotonic_ns() - took_ns >= failed_ns
-        news = self._golden.passed(sample) or proves
-        self._warnings.pop(_overdue_key(sample.view), None)
-        if proves:
-            self._engine_proven(sample.view)
-        if news:
-            self._clear_alarm(_golden_key(sample))
-        if took_ns < self.config.deadline_ms * 1e6 and "late" in self._alarms:
-            self._late_in_a_row = 0
-            self._clear_alarm("late")
         return news
 
     def _distrust_parts(self, ready: ReadyRecipe) -> None:
@@ -1007,7 +938,7 @@ class Station:
                 previous_last_seq=previous_last_seq,
                 cameras=cameras,
                 views=self.views,
-                alarms=tuple(f"{key}: {message}" for key, message in sorted((self._alarms | self._warnings).items())),
+                alarms=tuple(f"{key}: {message}" for key, message in sorted(self._told().items())),
                 details=details,
             )
 
@@ -1028,22 +959,6 @@ class Station:
             self._quantiles = {name: round(float(v), 3) for name, v in zip(("p50", "p95", "p99"), values, strict=True)}
             self._quantiles_ns = now
         return self._quantiles
-
-
-def _golden_key(sample: GoldenSample) -> str:
-    return f"golden {sample.name}"
-
-
-def _overdue_key(view: str) -> str:
-    return f"golden overdue {view}"
-
-
-def _overdue(view: str, limit_s: float) -> str:
-    return (
-        f"no golden sample of view {view} has been inspected for {limit_s:g} s: parts come so close that one would "
-        "make them late, and nothing shows that this PC still judges as the export did; raise deadline_ms, or leave "
-        "the station a second without parts now and then"
-    )
 
 
 def _unattached(_work: Work) -> None:

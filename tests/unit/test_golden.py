@@ -453,6 +453,24 @@ def test_a_view_of_the_same_station_takes_over_what_is_known_to_be_wrong_of_a_re
     assert line.ready_now()
 
 
+@pytest.mark.parametrize("what", ["golden", "engine"])
+def test_a_halted_station_forgets_nothing_of_what_stands_against_its_recipe(what: str) -> None:
+    line = Line().ready()
+    line.trigger()
+    line.frame()
+    line.station.halt()
+    if what == "golden":
+        line.golden("good.png", WRONG)
+    else:
+        line.engine_failed("out of memory")
+    assert line.station.status("", 0.0, None, 0).state == "Halted"
+    line.station.resume()
+    assert line.station.status("", 0.0, None, 0).state == "Error"
+    line.clock.now += 100 * MS
+    line.golden("good.png")
+    assert line.ready_now()
+
+
 def test_what_stands_against_a_recipe_is_known_by_its_digest() -> None:
     line = Line().ready()
     line.golden("damaged.png", WRONG)
