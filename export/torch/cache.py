@@ -73,7 +73,9 @@ class TeacherCache:
             raise ExportError(f"{path} cannot be used ({exc}): name another --cache, or remove it") from exc
         keys = before.keys() | now.keys() if isinstance(before, dict) else set()
         changed = [
-            f"{key} was {before.get(key)}, is {now.get(key)}" for key in sorted(keys) if before.get(key) != now.get(key)
+            f"{key} was {before.get(key, 'not stated')}, is {now.get(key, 'not stated')}"
+            for key in sorted(keys)
+            if before.get(key) != now.get(key)
         ]
         if changed or not keys:
             raise ExportError(

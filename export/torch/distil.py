@@ -35,6 +35,7 @@ from export.make_backbone import write_whole
 from export.torch.cache import SHARD_PICTURES, TeacherCache
 from export.torch.inherit import take_over
 from export.torch.photographs import STATISTICS_STEP, Batches, Photographs, centre_view, read_rgb
+from export.torch.procedural import RULES_EDITION
 from export.torch.student import Denormalised, Student, multiply_adds
 from export.torch.teacher import Teacher, export_graph, normalise
 
@@ -110,7 +111,12 @@ class DistilSettings:
             "procedural": self.procedural,
             "norms": self.norms,
             "cached": self.cached,
+            **self.rules(),
         }
+
+    def rules(self) -> dict[str, int]:
+        """The edition of the rules that pictures are made by, where any are."""
+        return {"rules": RULES_EDITION} if self.procedural > 0 else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +253,7 @@ def open_cache(
         "sizes_px": list(settings.sizes_px),
         "held_out": settings.held_out,
         "procedural": settings.procedural,
+        **settings.rules(),
     }
     if settings.batch > SHARD_PICTURES:
         raise ExportError(f"a cache gives batches of {SHARD_PICTURES} at most, {settings.batch} were asked for")
@@ -370,7 +377,14 @@ class Distillation:
     def _resume(self) -> None:
         state = load_checkpoint(self.checkpoint, self.device)
         # Checkpoints of earlier versions state less; what they do not state cannot be compared.
-        before = {**state["identity"], "procedural": 0.0, "norms": True, "cached": 0, **state.get("settings", {})}
+        before = {
+            **state["identity"],
+            "procedural": 0.0,
+            "norms": True,
+            "cached": 0,
+            "rules": 1,
+            **state.get("settings", {}),
+        }
         now = {**self.identity, **self.settings.stream()}
         if "pictures_sha256" not in before:  # it neither named its teacher alike nor kept pictures apart
             self.learned_from_all = True

@@ -25,6 +25,9 @@ SIDE_PX = 288
 _GREY_SHARE = 0.6  # of the pictures made here; line cameras are mostly monochrome
 _FLAW_SHARE = 0.5  # of the pictures that get a flaw: what a defect does to the features must be learned, too
 
+# Raised whenever the same random numbers give other pictures than before: a cache and a run name it.
+RULES_EDITION = 2
+
 
 class Procedural:
     """Makes pictures of many kinds. Immutable after construction, so that threads may share it.
@@ -37,11 +40,13 @@ class Procedural:
         self._scenes = tuple(Scene(product, (side_px, side_px)) for product in PRODUCTS)
         self._kinds: tuple[tuple[float, Callable[[Draw, int], Floats]], ...] = (
             (3.0, spectrum),
-            (2.0, grating),
+            (2.5, grating),
+            (2.5, woven),
             (2.0, brushed),
-            (2.0, cells),
-            (1.5, speckle),
-            (4.0, small_parts),
+            (2.5, cells),
+            (2.0, speckle),
+            (4.5, small_parts),
+            (3.0, casting),
         )
         self._simulated_weight = 1.5
 
@@ -55,7 +60,7 @@ class Procedural:
         grey = self._kinds[kind - 1][1](draw, self.side_px)
         if draw.random() < _FLAW_SHARE:
             grey = flawed(grey, draw)
-        return tinted(grey, draw)
+        return tinted(taken(grey, draw), draw)
 
     def _simulated(self, draw: Draw) -> Picture:
         """A part of the simulator, good or spoiled."""
@@ -75,6 +80,8 @@ def spectrum(draw: Draw, side: int) -> Floats:
     """Noise whose power falls as 1/f^b, b from white (0) to clouds (4), stretched along one direction, its
     histogram bent: smooth castings, paper, stone, foam."""
     fall, stretch, turn = draw.uniform(0, 2.0), math.exp(draw.uniform(0, 1.5)), draw.uniform(0, math.pi)
+    if draw.random() < 0.25:
+        stretch *= math.exp(draw.uniform(0, 1.5))  # fibres: wood, rolled foil, drawn film
     fx, fy = np.meshgrid(np.fft.rfftfreq(side), np.fft.fftfreq(side))
     along = fx * math.cos(turn) + fy * math.sin(turn)
     across = (fy * math.cos(turn) - fx * math.sin(turn)) * stretch
@@ -105,6 +112,29 @@ def grating(draw: Draw, side: int) -> Floats:
         field = np.minimum(field, wave) if order and draw.random() < 0.5 else field + wave
     field = _standard(np.asarray(field, np.float32))
     return _toned(field + np.float32(draw.uniform(0, 0.5)) * _smooth(draw, side, draw.uniform(0, 2)), draw)
+
+
+def woven(draw: Draw, side: int) -> Floats:
+    """Threads that pass over and under each other, plain, twill or satin: cloth, carpet, filters, screens."""
+    x, y = _axes(side)
+    turn, bent = draw.uniform(0, 2 * math.pi), draw.uniform(0, 0.6)
+    warp_px = math.exp(draw.uniform(math.log(3), math.log(22)))
+    weft_px = warp_px * math.exp(draw.uniform(-0.6, 0.6))
+    a = (x * math.cos(turn) + y * math.sin(turn)) * (side / warp_px) + bent * _smooth(draw, side, side / 12)
+    b = (y * math.cos(turn) - x * math.sin(turn)) * (side / weft_px) + bent * _smooth(draw, side, side / 12)
+    column, row = np.floor(a).astype(np.int64), np.floor(b).astype(np.int64)
+    repeat, step = ((2, 1), (3, 1), (4, 1), (5, 2))[int(draw.integers(4))]
+    over = (column + step * row) % repeat < draw.integers(1, repeat)
+    across_a, across_b = np.sin(math.pi * (a - column)), np.sin(math.pi * (b - row))
+    dip = draw.uniform(0.1, 0.9)  # of a thread towards where the other passes over it
+    height = np.where(over, across_a * (1 - dip + dip * across_b), across_b * (1 - dip + dip * across_a))
+    tones = draw.standard_normal((2, 1024), dtype=np.float32) * np.float32(draw.uniform(0, 0.5))
+    tone = np.where(over, tones[0, column % 1024] + np.float32(draw.uniform(-1, 1)), tones[1, row % 1024])
+    fibres = np.float32(draw.uniform(0, 0.8)) * _smooth(draw, side, draw.uniform(0.3, 1.5))
+    field = _standard(np.asarray(height, np.float32)) + fibres
+    if draw.random() < 0.3:
+        return _relief(np.asarray(field, np.float32), draw)
+    return _toned(_standard(np.asarray(field + tone, np.float32)), draw)
 
 
 def brushed(draw: Draw, side: int) -> Floats:
@@ -159,6 +189,59 @@ def speckle(draw: Draw, side: int) -> Floats:
     return _relief(field, draw) if draw.random() < 0.4 else _toned(field, draw)
 
 
+def casting(draw: Draw, side: int) -> Floats:
+    """A cast or forged body from above: bosses, ribs, pockets and bores with fillets, a rough skin, perhaps a
+    machined face; it fills the picture or lies on a plain ground."""
+    x, y = _axes(side)
+    turn, reach = draw.uniform(0, 2 * math.pi), draw.uniform(0.6, 1.8)
+    u = np.asarray((x * math.cos(turn) + y * math.sin(turn)) * (2 / reach), np.float32)
+    v = np.asarray((y * math.cos(turn) - x * math.sin(turn)) * (2 / reach), np.float32)
+    power, wide = float(draw.choice([2.0, 4.0, 10.0])), draw.uniform(0.5, 1)
+    outline = (np.abs(u) ** power + np.abs(v / wide) ** power) ** (1 / power)
+    body = np.asarray(_ramp(0.95 - outline, draw.uniform(0.02, 0.1)), np.float32)
+    height, machined = body * np.float32(draw.uniform(0.05, 0.2)), np.zeros((side, side), np.bool_)
+    for _ in range(int(draw.integers(2, 10))):
+        feature = _cast_feature(draw, u, v)
+        depth = draw.uniform(0.02, 0.15) * float(draw.choice([1.0, 1.0, -1.0]))
+        height = height + feature * body * np.float32(depth)
+        if draw.random() < 0.2:
+            machined |= feature > 0.98
+    fillet = draw.uniform(0.6, 3)
+    height = np.asarray(cv2.GaussianBlur(height * np.float32(reach * side / 2), (0, 0), fillet), np.float32)
+    skin = _smooth(draw, side, draw.uniform(0.5, 1.6)) * np.float32(draw.uniform(0.05, 0.6))
+    skin += _smooth(draw, side, draw.uniform(2, 6)) * np.float32(draw.uniform(0, 0.8))
+    tone = _lit(height, np.asarray(np.where(machined, 0.1, 1) * skin, np.float32), draw)
+    if machined.any():
+        face = draw.uniform(0, 0.2) + draw.uniform(0, 0.3) * brushed(draw, side)
+        tone = np.asarray(tone + machined * face, np.float32)
+    hollow = np.clip(cv2.GaussianBlur(height, (0, 0), side / 36) - height, 0, 8) / 8
+    tone = np.asarray(tone * (1 - draw.uniform(0, 0.6) * hollow), np.float32)
+    ground = draw.uniform(0.05, 0.9) + 0.03 * _smooth(draw, side, draw.uniform(0.5, 20))
+    return np.asarray(np.clip(ground + (tone - ground) * body, 0, 1), np.float32)
+
+
+def _cast_feature(draw: Draw, u: Floats, v: Floats) -> Floats:
+    """Where one feature of a casting stands, 0 to 1 with a draft: round, square with round corners, or a rib."""
+    cx, cy = draw.uniform(-0.8, 0.8, 2)
+    draft, kind = draw.uniform(0.02, 0.08), int(draw.integers(4))
+    if kind == 0:
+        return _ramp(draw.uniform(0.05, 0.4) - np.hypot(u - cx, v - cy), draft)
+    if kind == 1:
+        r = draw.uniform(0.1, 0.6)
+        return _ramp(draw.uniform(0.02, 0.1) - np.abs(np.hypot(u - cx, v - cy) - r), draft)
+    turn, w, h = draw.uniform(0, math.pi), *draw.uniform(0.08, 0.5, 2)
+    a = np.abs((u - cx) * math.cos(turn) + (v - cy) * math.sin(turn))
+    b = np.abs((v - cy) * math.cos(turn) - (u - cx) * math.sin(turn))
+    if kind == 2:
+        return _ramp(draw.uniform(0.02, 0.06) - b, draft) * _ramp(2 * w - a, draft)
+    return _ramp(1 - ((a / w) ** 4 + (b / h) ** 4) ** 0.25, draft / min(w, h))
+
+
+def _ramp(inside: Floats, width: float) -> Floats:
+    """0 where `inside` is negative, 1 from `width` on."""
+    return np.asarray(np.clip(inside / width, 0, 1), np.float32)
+
+
 # --- small parts ---------------------------------------------------------------------------------
 
 
@@ -169,7 +252,7 @@ def small_parts(draw: Draw, side: int) -> Floats:
     """
     count = int(draw.choice([1, 1, 1, 2, 3, 4]))
     ground = np.float32(draw.uniform(0.05, 0.95)) + _smooth(draw, side, draw.uniform(0.4, 30)) * np.float32(
-        draw.uniform(0, 0.06)
+        0.06 * draw.random() ** 2
     )
     picture = np.asarray(ground, np.float32)
     for _ in range(count):
@@ -197,7 +280,7 @@ def _pin(draw: Draw, u: Floats, v: Floats) -> Floats:
     """A shaft, round, perhaps with a head and a thread."""
     radius = draw.uniform(0.06, 0.25)
     thread = (
-        draw.uniform(0, 0.3) * np.sin(u * draw.uniform(15, 70) + v * draw.uniform(-4, 4)) if draw.random() < 0.7 else 0
+        draw.uniform(0, 0.3) * np.sin(u * draw.uniform(15, 120) + v * draw.uniform(-8, 8)) if draw.random() < 0.7 else 0
     )
     start = draw.uniform(-0.9, 0.2)
     profile = radius * (1 + np.where(u > start, thread, 0) * 0.4)
@@ -262,6 +345,15 @@ def _placed(picture: Floats, height: Floats, draw: Draw) -> Floats:
     """Light `height` from one side and lay it, with its shadow, on the picture."""
     cover = np.asarray(cv2.GaussianBlur((height > 0.5).astype(np.float32), (0, 0), 0.7), np.float32)
     skin = _smooth(draw, height.shape[0], draw.uniform(0.5, 4)) * np.float32(draw.uniform(0, 0.5))
+    tone, turn = _lit(height, skin, draw), draw.uniform(0, 2 * math.pi)
+    shift = np.asarray([[1, 0, -6 * math.cos(turn)], [0, 1, -6 * math.sin(turn)]], np.float64)
+    shade = cv2.GaussianBlur(cv2.warpAffine(cover, shift, cover.shape), (0, 0), 4) * draw.uniform(0, 0.6)
+    below = picture * (1 - shade)
+    return np.asarray(below + (tone - below) * cover, np.float32)
+
+
+def _lit(height: Floats, skin: Floats, draw: Draw) -> Floats:
+    """Tones of a height over the plane (pixels) with a rough skin on it, lit from one side, dull to shiny."""
     dx = cv2.Sobel(height + skin, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8)
     dy = cv2.Sobel(height + skin, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8)
     turn, shine = draw.uniform(0, 2 * math.pi), draw.uniform(0, 0.6)
@@ -269,10 +361,7 @@ def _placed(picture: Floats, height: Floats, draw: Draw) -> Floats:
     light = (math.cos(turn) * dx + math.sin(turn) * dy) * tilt
     tone = draw.uniform(0.15, 0.85) * (0.35 + 0.65 * tilt) + draw.uniform(0.1, 0.4) * light
     tone = tone + shine * np.exp(-(((light - draw.uniform(0.1, 0.7)) / draw.uniform(0.05, 0.3)) ** 2)) * 0.6
-    shift = np.asarray([[1, 0, -6 * math.cos(turn)], [0, 1, -6 * math.sin(turn)]], np.float64)
-    shade = cv2.GaussianBlur(cv2.warpAffine(cover, shift, cover.shape), (0, 0), 4) * draw.uniform(0, 0.6)
-    below = picture * (1 - shade)
-    return np.asarray(below + (tone - below) * cover, np.float32)
+    return np.asarray(tone, np.float32)
 
 
 # --- flaws and finish ----------------------------------------------------------------------------
@@ -310,6 +399,16 @@ def _misplaced(grey: Floats, draw: Draw) -> Floats:
     out = grey.copy()
     out[ty : ty + h, tx : tx + w] = grey[fy : fy + h, fx : fx + w]
     return out
+
+
+def taken(grey: Floats, draw: Draw) -> Floats:
+    """As a camera takes it: now and then out of focus, often with the noise of its sensor."""
+    if draw.random() < 0.2:
+        grey = np.asarray(cv2.GaussianBlur(grey, (0, 0), draw.uniform(0.5, 2)), np.float32)
+    if draw.random() < 0.5:
+        sigma = math.exp(draw.uniform(math.log(0.002), math.log(0.03)))
+        grey = grey + np.float32(sigma) * draw.standard_normal(grey.shape, dtype=np.float32)
+    return grey
 
 
 def tinted(grey: Floats, draw: Draw) -> Picture:

@@ -266,6 +266,18 @@ def test_a_checkpoint_from_before_procedural_pictures_is_not_gone_on_with_on_the
         distillation(folder, path, changed)
 
 
+def test_a_run_whose_pictures_were_made_by_earlier_rules_is_not_gone_on_with(folder, tmp_path):
+    path = tmp_path / "c.pt"
+    made = DistilSettings(steps=1, batch=2, sizes_px=(32,), held_out=0.3, procedural=1.0)
+    distillation(folder, path, made).run(progress=False)
+    assert distillation(folder, path, made).step == 1
+    state = torch.load(path, weights_only=True)
+    del state["settings"]["rules"]
+    torch.save(state, path)
+    with pytest.raises(ExportError, match="rules was 1, is 2"):
+        distillation(folder, path, made)
+
+
 def test_a_run_with_procedural_pictures_and_embedding_loss_in_two_parts_ends_like_one(folder, tmp_path):
     settings = DistilSettings(
         steps=4, batch=2, sizes_px=(32, 48), checkpoint_every=2, held_out=0.3, procedural=0.5, embedding_loss=1.0

@@ -11,10 +11,12 @@ from export.torch.procedural import Procedural
 SURFACES = (
     procedural.spectrum,
     procedural.grating,
+    procedural.woven,
     procedural.brushed,
     procedural.cells,
     procedural.speckle,
     procedural.small_parts,
+    procedural.casting,
 )
 
 

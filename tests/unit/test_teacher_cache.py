@@ -1,5 +1,6 @@
 """A teacher asked once: what is kept is what it said, filling survives a kill, and nothing foreign is learned from."""
 
+import json
 import os
 from itertools import islice
 from pathlib import Path
@@ -159,6 +160,16 @@ def test_a_cache_of_other_pictures_is_not_learned_from(folder, filled, change, s
     values = {"batch": 8, "sizes_px": (32, 48), "held_out": 0.3, "cached": 256, **change}
     with pytest.raises(ExportError, match=says):
         opened(folder, filled.folder, DistilSettings(**values))
+
+
+def test_a_cache_made_by_earlier_rules_is_not_learned_from(folder, tmp_path):
+    made = DistilSettings(batch=8, sizes_px=(32,), held_out=0.3, cached=64, procedural=1.0)
+    path = opened(folder, tmp_path / "cache", made).folder / "cache.json"
+    stated = json.loads(path.read_text())
+    del stated["rules"]
+    path.write_text(json.dumps(stated))
+    with pytest.raises(ExportError, match="rules was not stated, is 2"):
+        opened(folder, tmp_path / "cache", made)
 
 
 def test_a_cache_of_another_teacher_is_not_learned_from(folder, filled):
