@@ -31,6 +31,7 @@ class GatewayProcess:
         wire += f'\nkey = "{key}"' if key else ""
         self.config = folder / "gateway.toml"
         self.config.write_text(
+            f'state_dir = "{folder / "state"}"\n'
             f"[daemon]\n{wire}\n[modbus]\nport = {self.port}\n{more}\n[stations.st1]\nunit = 1\n{station}\n"
         )
         self.log = folder / "gateway.log"

@@ -1,11 +1,12 @@
 """What the gateway has to tell the daemon's journal, until it is on the disk there. Pure: time is an argument.
 
-At most `MOST_KEPT` wait, in memory; one more drops the oldest delivery, and the oldest of all where there is none: what
-became of a part is worth more than that its verdict was read. All of it is counted. A gateway that is killed takes with
-it what waits; a record without an amendment says nothing, and nothing untrue.
+At most `MOST_KEPT` wait; one more drops the oldest delivery, and the oldest of all where there is none: what became of
+a part is worth more than that its verdict was read. All of it is counted. `outbox` keeps what waits beyond the end of
+the gateway; a record without an amendment says nothing, and nothing untrue.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -61,10 +62,15 @@ class _Waiting:
 
 
 class AmendmentQueue:
-    """Each amendment is sent until it is answered for good. Not thread-safe; times must not go back."""
+    """Each amendment is sent until it is answered for good. Not thread-safe; times must not go back.
 
-    def __init__(self, most_kept: int = MOST_KEPT) -> None:
+    on_gone: told of each amendment id that waits no longer: recorded, refused for ever or dropped
+    """
+
+    def __init__(self, most_kept: int = MOST_KEPT, on_gone: Callable[[str], None] = lambda _id: None) -> None:
         self.counts = AmendmentCounts()
+        self._on_gone = on_gone
+        self._dropped_since_room = 0
         self._most_kept = most_kept
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
         self._flying: dict[str, str] = {}
@@ -81,6 +87,8 @@ class AmendmentQueue:
         self.counts.told += 1
         if len(self._waiting) >= self._most_kept:
             self._drop_one()
+        elif 2 * len(self._waiting) < self._most_kept:
+            self._dropped_since_room = 0
         self._waiting[request.amendment_id] = _Waiting(request)
 
     def _drop_one(self) -> None:
@@ -88,6 +96,19 @@ class AmendmentQueue:
         chosen = next((i for i, w in self._waiting.items() if w.request.kind == "delivery"), oldest)
         del self._waiting[chosen]
         self.counts.dropped += 1
+        self._dropped_since_room += 1
+        self._on_gone(chosen)
+
+    @property
+    def alarm(self) -> str:
+        """What to say from the first that is dropped until half of the room is free again; else empty."""
+        if not self._dropped_since_room or 2 * len(self._waiting) < self._most_kept:
+            return ""
+        return (
+            f"{len(self._waiting)} amendments wait for the daemon; {self._dropped_since_room} more than may had to go: "
+            "they are lost, and their records do not say what became of the part. Is the daemon running, does it "
+            "listen where [daemon] amendments says, may this gateway (role `gateway`)?"
+        )
 
     def due(self, now_ns: int) -> list[AmendmentRequest]:
         """What is to be sent now, each under a request id of its own; counts as sent."""
@@ -134,6 +155,7 @@ class AmendmentQueue:
             return None
         del self._flying[reply.request_id]
         del self._waiting[waiting.request.amendment_id]
+        self._on_gone(waiting.request.amendment_id)
         if reply.ok:
             self.counts.recorded += 1
             return None

@@ -18,6 +18,7 @@ import zmq
 from edge_daemon import logs
 from edge_daemon.client import connect
 from edge_daemon.errors import ConfigError, EdgeError, WireError
+from edge_daemon.gateway import outbox
 from edge_daemon.gateway.config import GatewayConfig, load_config
 from edge_daemon.gateway.registers import (
     COMMAND_ADDRESS,
@@ -34,6 +35,8 @@ from edge_daemon.wire.messages import Status
 
 # As in sysexits.h: systemd restarts after a failure, but not after this one (RestartPreventExitStatus).
 EXIT_CONFIG: Final = 78
+# Of a line that stands: some seconds of a fast one.
+_MANY_WAIT: Final = 1_000
 
 _DEFAULT_CONFIG: Final = Path("/etc/edge-daemon/gateway.toml")
 
@@ -109,7 +112,12 @@ def _run(args: argparse.Namespace, _out: TextIO) -> int:
 def _check(args: argparse.Namespace, out: TextIO) -> int:
     config = load_config(args.config)
     heard = _statuses(config, args.timeout)
-    problems = [*_port_problems(config), *_opcua_problems(config), *_station_problems(config, heard, args.timeout)]
+    problems = [
+        *_port_problems(config),
+        *_outbox_problems(config),
+        *_opcua_problems(config),
+        *_station_problems(config, heard, args.timeout),
+    ]
     if args.json:
         told = {name: {"state": status.state, "recipe_set": status.recipe_set} for name, status in heard.items()}
         print(json.dumps({"ok": not problems, "problems": problems, "stations": told}), file=out)
@@ -166,6 +174,25 @@ def _port_problems(config: GatewayConfig) -> list[str]:
             probe.bind((host, port))
         except OSError as exc:
             return [f"modbus: {host} port {port} cannot be had: {exc.strerror}; is the gateway running already?"]
+    return []
+
+
+def _outbox_problems(config: GatewayConfig) -> list[str]:
+    """Whether what is to be told outlives the gateway, and whether the daemon takes it; who runs it may be another."""
+    place = config.state_dir
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        return [
+            f"state_dir: {place} cannot be written by this user; what the daemon has not taken is lost at each stop"
+        ]
+    try:
+        waiting = outbox.count_waiting(config.state_dir)
+    except EdgeError as exc:
+        return [f"state_dir: {exc}"]
+    if waiting > _MANY_WAIT:
+        where = config.daemon.amendments
+        return [f"state_dir: {waiting} amendments wait for the daemon: does it take any at {where}?"]
     return []
 
 

@@ -221,6 +221,8 @@ class GatewayConfig(Section):
     """The OPC UA server; none without this table."""
     metrics: MetricsConfig | None = None
     """Metrics for Prometheus; none without this table."""
+    state_dir: Path = Path("/var/lib/edge-gateway")
+    """Folder in which the gateway keeps what it has to tell the daemon, until the daemon has it on its disk."""
     stations: Annotated[dict[StationName, StationConfig], Field(min_length=1)]
     """The stations, by their names in the daemon's configuration."""
 
@@ -241,6 +243,8 @@ def load_config(path: Path) -> GatewayConfig:
     except (ValueError, RecursionError) as exc:  # no UTF-8, no TOML, nested too deeply, a number of 5,000 digits
         raise ConfigError([f"{path}: is not valid TOML: {exc}; nothing else was checked"]) from exc
     _anchor(raw.get("opcua"), path.absolute().parent)
+    if isinstance(raw.get("state_dir"), str):
+        raw["state_dir"] = path.absolute().parent / raw["state_dir"]
     daemon = raw.get("daemon")
     if isinstance(daemon, dict) and isinstance(daemon.get("key"), str):
         daemon["key"] = path.absolute().parent / daemon["key"]

@@ -55,11 +55,16 @@ class DaemonLink:
     """Four sockets of one asyncio loop. `on_event(station, event)` is called in that loop, one event at a time.
 
     Opened by `open`, closed by `close`, which may be called twice; `run` serves until it is cancelled. Messages that
-    cannot be read are counted in `malformed` and passed over: a part whose record it was has no OK.
+    cannot be read are counted in `malformed` and passed over: a part whose record it was has no OK. amendments: what it
+    sends besides, and tells of the answers.
     """
 
     def __init__(
-        self, endpoints: DaemonEndpoints, stations: Collection[str], on_event: Callable[[str, Event], None]
+        self,
+        endpoints: DaemonEndpoints,
+        stations: Collection[str],
+        on_event: Callable[[str, Event], None],
+        amendments: AmendmentQueue | None = None,
     ) -> None:
         self._endpoints = endpoints
         self._stations = tuple(stations)
@@ -68,7 +73,7 @@ class DaemonLink:
         self._sockets: dict[str, Any] = {}
         self._asked: dict[str, str] = {}
         self._taken = True
-        self.amendments = AmendmentQueue()
+        self.amendments = AmendmentQueue() if amendments is None else amendments
         self.malformed = 0
 
     def open(self) -> None:
@@ -134,12 +139,12 @@ class DaemonLink:
             await asyncio.sleep(_TRY_S)
 
     async def flush(self, seconds: float) -> None:
-        """At the end: a little time for what waits, while the daemon takes it. What is left is lost, and said."""
+        """At the end: a little time for what waits, while the daemon takes it. What is left is for the next start."""
         give_up_s = time.monotonic() + seconds
         while len(self.amendments) and self._taken and time.monotonic() < give_up_s:
             await asyncio.sleep(_TRY_S)
         if len(self.amendments):
-            log.warning("%d amendments were not taken by the daemon and are lost", len(self.amendments))
+            log.warning("%d amendments were not taken by the daemon and wait for the next start", len(self.amendments))
 
     def _send_amendments(self) -> None:
         for request in self.amendments.due(time.monotonic_ns()):

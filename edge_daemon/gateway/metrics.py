@@ -17,6 +17,8 @@ from edge_daemon.wire.messages import Delivery, Disposition
 
 Families = Iterator[Metric]
 _NS: Final = 1e9
+ALARMS: Final = ("outbox_failing", "outbox_damaged", "amendments_full")
+"""What may be wrong with the gateway itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ class StationReading:
 
 @dataclass(frozen=True, slots=True)
 class GatewayReading:
-    """The gateway at one moment. malformed: messages of the daemon that could not be read."""
+    """The gateway at one moment. malformed: messages of the daemon that could not be read; alarms: of `ALARMS`, those
+    that stand, with what is wrong."""
 
     run: str
     software: str
@@ -43,6 +46,7 @@ class GatewayReading:
     amendments_waiting: int
     malformed: int
     opcua_dropped: int
+    alarms: Mapping[str, str]
 
 
 def station_reading(dialogue: Dialogue, now_ns: int) -> StationReading:
@@ -164,6 +168,11 @@ def _afterwards(stations: Mapping[str, StationReading]) -> Families:
 
 
 def _daemon(reading: GatewayReading) -> Families:
+    text = "1 while something is wrong with the gateway itself; its log says what to do"
+    alarm = GaugeMetricFamily("edge_gateway_alarm", text, labels=["alarm"])
+    for name in ALARMS:
+        alarm.add_metric([name], name in reading.alarms)
+    yield alarm
     counts = reading.amendments
     text = "Amendments that wait for the daemon's disk"
     yield GaugeMetricFamily("edge_gateway_amendments_waiting", text, reading.amendments_waiting)

@@ -11,7 +11,7 @@ Results wait in a queue of 256; when it is full the oldest is dropped and counte
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -109,7 +109,11 @@ class _Viewer(SimpleRoleRuleset):
 
 
 class OpcuaEdge:
-    """Serves the stations. `open` and `close` in the loop that feeds it; `run` writes until it is cancelled."""
+    """Serves the stations. `open` and `close` in the loop that feeds it; `run` writes until it is cancelled.
+
+    on_report: takes a report (station, Acquisition Id, code) and says whether it is kept; one that is not is not
+    acknowledged, and whoever made it makes it again
+    """
 
     def __init__(
         self,
@@ -122,7 +126,7 @@ class OpcuaEdge:
         trusted: Collection[Path] = (),
         users: Mapping[str, OpcuaUserConfig] | None = None,
         anonymous: bool | None = None,
-        on_report: Callable[[str, int, int], None] = lambda _station, _number, _code: None,
+        on_report: Callable[[str, int, int], Awaitable[bool]] | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._stations = tuple(stations)
@@ -219,7 +223,8 @@ class OpcuaEdge:
                 raise ua.uaerrors.BadUserAccessDenied
             if code not in event.user.may_report:
                 raise ua.uaerrors.BadUserAccessDenied
-            self._on_report(station, number, code)
+            if self._on_report is None or not await self._on_report(station, number, code):
+                raise ua.uaerrors.BadResourceUnavailable
 
     async def _secure(self, server: Server) -> None:
         if self._certificate is None or self._private_key is None:

@@ -8,15 +8,15 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from edge_daemon import __version__
 from edge_daemon.edges.scrapes import MetricsServer
 from edge_daemon.errors import EdgeError
-from edge_daemon.gateway.amendments import amendment
+from edge_daemon.gateway.amendments import AmendmentQueue, amendment
 from edge_daemon.gateway.config import GatewayConfig
 from edge_daemon.gateway.dialogue import (
     AskDaemon,
@@ -33,9 +33,11 @@ from edge_daemon.gateway.dialogue import (
 from edge_daemon.gateway.errors import GatewayError
 from edge_daemon.gateway.link import DaemonEndpoints, DaemonLink
 from edge_daemon.gateway.metrics import GatewayReading, exposition, station_reading
+from edge_daemon.gateway.outbox import Outbox
 from edge_daemon.gateway.words import Block, Command
 from edge_daemon.logs import fields
 from edge_daemon.notify import Notifier
+from edge_daemon.wire.messages import AmendmentRequest
 
 if TYPE_CHECKING:
     from edge_daemon.gateway.opcua import OpcuaEdge
@@ -45,8 +47,11 @@ log = logging.getLogger(__name__)
 # Windows are closed at every event and at every read; ticks only make the log timely.
 _TICK_S: Final = 0.05
 _CLOSING_S: Final = 10.0
+_WATCH_SCANS: Final = 20
 _FLUSH_S: Final = 1.0
 _READING_S: Final = 2.0
+# A report that is not in the outbox by then is not acknowledged: whoever made it makes it again.
+_KEPT_S: Final = 2.0
 
 
 class StationSession:
@@ -92,11 +97,15 @@ class Gateway:
         self._config = config
         self._notifier = notifier or Notifier(None)
         self._run_id = os.urandom(4).hex()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._outbox = Outbox(config.state_dir, self._found, self._defect_aside)
+        self._alarmed: frozenset[str] = frozenset()
         daemon = config.daemon
         self._link = DaemonLink(
             DaemonEndpoints(daemon.results, daemon.status, daemon.triggers, daemon.key, daemon.amendments),
             config.stations,
             self._from_daemon,
+            AmendmentQueue(on_gone=self._outbox.forget),
         )
         self.sessions = {
             name: StationSession(station.settings(name), self._run_id, self._link.ask, self._told)
@@ -111,11 +120,13 @@ class Gateway:
 
     async def run(self) -> None:
         """Serves until it is stopped. Raises EdgeError when it cannot, and whatever defect ended it."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.stop)
                 stack.callback(loop.remove_signal_handler, number)
+            self._outbox.open()
+            stack.callback(self._outbox.close)
             self._link.open()
             stack.callback(self._link.close)
             # OPC UA first: building its address space holds the loop for a second, which the PLC must not see.
@@ -168,7 +179,7 @@ class Gateway:
             trusted=opcua.trusted,
             users=opcua.users,
             anonymous=opcua.anonymous,
-            on_report=lambda name, number, code: self.sessions[name].feed(PartReported(number, code)),
+            on_report=self._reported,
         )
         await edge.open()
         stack.push_async_callback(edge.close)
@@ -204,6 +215,7 @@ class Gateway:
             stations={name: station_reading(session.dialogue, now_ns) for name, session in self.sessions.items()},
             amendments=self._link.amendments.stats(),
             amendments_waiting=len(self._link.amendments),
+            alarms=self.alarms,
             malformed=self._link.malformed,
             opcua_dropped=self._opcua.dropped if self._opcua is not None else 0,
         )
@@ -213,9 +225,44 @@ class Gateway:
         self._fault = exc
         self.stop()
 
+    @property
+    def alarms(self) -> Mapping[str, str]:
+        """What an operator must know of the gateway itself, by name."""
+        full = self._link.amendments.alarm
+        return {**self._outbox.alarms, **({"amendments_full": full} if full else {})}
+
     def _told(self, station: str, tell: Tell) -> None:
         utc = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._link.amendments.put(amendment(station, tell, self._run_id, utc))
+        told = amendment(station, tell, self._run_id, utc)
+        self._outbox.keep(told)
+        self._link.amendments.put(told)
+
+    def _found(self, requests: Sequence[AmendmentRequest]) -> None:
+        """In the outbox's thread: what an earlier gateway had still to tell."""
+
+        def tell() -> None:
+            for request in requests:
+                self._link.amendments.put(request)
+
+        self._in_loop(tell)
+
+    def _defect_aside(self, exc: BaseException) -> None:
+        """In the outbox's thread."""
+        self._in_loop(lambda: self._fatal(exc))
+
+    def _in_loop(self, work: Callable[[], None]) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # closed: the gateway has ended, and what waits is in the file
+                self._loop.call_soon_threadsafe(work)
+
+    async def _reported(self, station: str, acquisition_id: int, code: int) -> bool:
+        """Somebody reports what became of a part; whether it outlives this process from now on."""
+        self.sessions[station].feed(PartReported(acquisition_id, code))
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(self._outbox.written()), _KEPT_S)
+        except TimeoutError:
+            return False
+        return True
 
     def _from_daemon(self, station: str, event: Event) -> None:
         session = self.sessions.get(station)
@@ -233,5 +280,16 @@ class Gateway:
             # The watchdog is fed by the scan of all dialogues, and by nothing else.
             scans += 1
             self._notifier.feed(scans, time.monotonic_ns())
+            if scans % _WATCH_SCANS == 0:
+                self._watch()
             if self._opcua is not None:
                 self._opcua.states({name: session.block() for name, session in self.sessions.items()})
+
+    def _watch(self) -> None:
+        """What has become wrong with the gateway itself is said, and when it is over."""
+        alarms = self.alarms
+        for name in alarms.keys() - self._alarmed:
+            log.error("alarm %s: %s", name, alarms[name])
+        for name in self._alarmed - alarms.keys():
+            log.info("alarm %s is over", name)
+        self._alarmed = frozenset(alarms)

@@ -13,6 +13,7 @@ from pymodbus.client import ModbusTcpClient
 from edge_daemon.client import connect
 from edge_daemon.edges.journal_chain import verify
 from edge_daemon.edges.journal_tools import Wanted, find
+from edge_daemon.gateway.outbox import count_waiting
 from edge_daemon.gateway.registers import (
     COMMAND_ADDRESS,
     RESULT_ADDRESS,
@@ -117,6 +118,13 @@ def recorded(daemon: DaemonProcess, count: int) -> None:
     assert told == count
 
 
+def until(wanted: Callable[[], bool]) -> None:
+    give_up_s = time.monotonic() + WAIT_S
+    while not wanted():
+        assert time.monotonic() < give_up_s
+        time.sleep(0.02)
+
+
 def _told(daemon: DaemonProcess) -> int:
     counts = daemon.status()["amendments"]
     return int(counts["deliveries"] + counts["dispositions"])
@@ -159,6 +167,46 @@ def test_nothing_that_the_plc_said_while_the_daemon_was_dead_is_lost(tmp_path: P
             2: [("delivery", "acknowledged", second.name), ("disposition", "removed", second.name)],
             3: [("delivery", "acknowledged", third.name)],
         }
+
+
+def test_nothing_is_lost_when_the_gateway_is_killed_while_the_daemon_is_dead(tmp_path: Path, recipe: Path) -> None:
+    with running(tmp_path, recipe) as (daemon, gateway, plc):
+        first, outbox = plc.judged(1), tmp_path / "gateway" / "state"
+        plc.acknowledge(1)
+        recorded(daemon, 1)
+        second = plc.judged(2)
+        daemon.kill()
+        plc.acknowledge(2)
+        plc.report(1, Disposition.REJECTED)
+        plc.report(2, Disposition.GATE_FAILURE)
+        until(lambda: count_waiting(outbox) == 3)
+        gateway.kill()
+        plc.close()
+        gateway.spawn()
+        gateway.wait_until_it_listens()
+        until(lambda: "3 amendments of before" in gateway.log.read_text())
+        gateway.kill()
+        gateway.spawn()
+        gateway.wait_until_it_listens()
+        daemon.start()
+        recorded(daemon, 3)
+        until(lambda: count_waiting(outbox) == 0)
+        assert on_record(daemon) == {
+            1: [("delivery", "acknowledged", first.name), ("disposition", "rejected", first.name)],
+            2: [("delivery", "acknowledged", second.name), ("disposition", "gate_failure", second.name)],
+        }
+
+
+def test_a_disk_that_takes_nothing_keeps_no_plc_and_no_record_waiting(tmp_path: Path, recipe: Path) -> None:
+    """A file where the folder should be: what the daemon takes at once is on record all the same."""
+    (tmp_path / "gateway").mkdir()
+    (tmp_path / "gateway" / "state").write_text("")
+    with running(tmp_path, recipe) as (daemon, gateway, plc):
+        first = plc.judged(1)
+        plc.acknowledge(1)
+        recorded(daemon, 1)
+        assert on_record(daemon) == {1: [("delivery", "acknowledged", first.name)]}
+        until(lambda: "alarm outbox_failing" in gateway.log.read_text())
 
 
 def test_a_gateway_killed_between_verdict_and_amendment_leaves_nothing_untrue(tmp_path: Path, recipe: Path) -> None:

@@ -79,6 +79,12 @@ class Guarded:
     url: str
     certificates: dict[str, tuple[Path, Path]]
     reports: list[tuple[str, int, int]] = field(default_factory=list)
+    keeps: bool = True
+
+    async def take(self, *report: Any) -> bool:
+        """As the gateway: whether the report will outlive it."""
+        self.reports.append(report)
+        return self.keeps
 
     async def talk(self, who: str | None, ask: Ask, name: str = "", password: str = "") -> object:
         """What a client with this certificate gets, under a name or under none."""
@@ -123,7 +129,7 @@ def guarded(folder: Path, talk: Callable[[Guarded], Awaitable[None]]) -> None:
             viewers=[certificates["friend"][0]],
             trusted=[certificates["panel"][0]],
             users=users,
-            on_report=lambda *report: at.reports.append(report),
+            on_report=at.take,
         )
         await edge.open()
         try:
@@ -209,6 +215,16 @@ def test_a_report_that_is_none_is_refused_and_not_taken(tmp_path: Path) -> None:
             assert await at.refused("plc", reporting(value)), value
         assert await at.refused("plc", reporting([7, 1], ua.VariantType.Int32)) or at.reports == [("st1", 7, 1)]
         assert at.reports in ([], [("st1", 7, 1)])
+
+    guarded(tmp_path, talk)
+
+
+def test_a_report_that_would_not_outlive_the_gateway_is_not_acknowledged(tmp_path: Path) -> None:
+    async def talk(at: Guarded) -> None:
+        at.keeps = False
+        with pytest.raises(ua.uaerrors.BadResourceUnavailable):
+            await at.talk("plc", reporting([7, Disposition.PASSED]))
+        assert at.reports == [("st1", 7, Disposition.PASSED)]
 
     guarded(tmp_path, talk)
 
