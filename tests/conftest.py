@@ -23,6 +23,9 @@ settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+# For tests that import onnxruntime before anything of ours: see edge_daemon/__init__.py.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # Inherited by every process that a test starts, so that grandchildren are found too.
 RUN_MARK_NAME = "EDGE_TEST_RUN_MARK"
 os.environ[RUN_MARK_NAME] = uuid.uuid4().hex
