@@ -418,7 +418,7 @@ def test_unplugging_leaves_no_thread_descriptor_process_or_megabyte_in_the_daemo
                     parts = parts_judged(line) - before_parts
                 else:
                     while parts_judged(line) - before_parts < parts:
-                        line.good_part()
+                        line.part()
                 assert footprint(line) == footing, f"{what}, block {number}"
                 grown_kb[what] += resident_kb(line) - before_kb
         more_kb = grown_kb["unplugged"] - grown_kb["judged"]
