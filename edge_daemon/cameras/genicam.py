@@ -4,7 +4,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,10 +13,12 @@ from edge_daemon.cameras.base import FrameLost, Past
 from edge_daemon.cameras.config import GenicamConfig
 from edge_daemon.cameras.genicam_settings import (
     EXPOSURE,
+    RATE,
     NodeError,
     Nodes,
     Setup,
     Value,
+    Watch,
     first,
     latched_clock_ns,
     ptp_locked,
@@ -38,6 +40,12 @@ _ANSWER_NS = 400 * _NS_PER_MS
 # Before a command less is believed: sent to a camera that is gone, it hangs.
 _LATELY_NS = 5 * _NS_PER_MS
 _CLOCK_EVERY_NS = 2_000 * _NS_PER_MS
+# What one sign of life may spend on settings that somebody else may have changed: a trigger may be waiting.
+_WATCH_NS = 4 * _NS_PER_MS
+# A camera that runs free and sends nothing for so long, and the time of so many of its frames, is starved.
+_STARVED_NS, _STARVED_FRAMES = 1_000 * _NS_PER_MS, 3
+# Opening waits for the first sign of pictures, where that does not take longer than this.
+_LONGEST_START_NS = 5_000 * _NS_PER_MS
 # So many frames in a row that the camera numbers backwards are no latecomers: it began to count anew.
 _BACKWARDS = 3
 
@@ -86,6 +94,10 @@ class Link(Protocol):
         """The next buffer of the stream, complete or not; None after the timeout. 0 does not wait."""
         ...
 
+    def stirs(self) -> bool:
+        """Whether the stream has brought anything since this was asked before, or holds something to fetch."""
+        ...
+
     def assure(self, timeout_ns: int) -> None:
         """Returns when the camera gives a sign of life and is under our control; raises CameraError otherwise."""
         ...
@@ -131,7 +143,9 @@ class GenicamCamera:
         self._format: PixelFormat | None = None
         self._size = 0, 0
         self._exposure_ns = 0
-        self._heard_ns = self._clock_read_ns = 0
+        self._heard_ns = self._clock_read_ns = self._stirred_ns = 0
+        self._starved_ns = _STARVED_NS
+        self._watch: Watch | None = None
         self._ptp_locked = False
         self._backwards = 0
         self._incomplete = 0
@@ -167,9 +181,11 @@ class GenicamCamera:
             setup = Setup(self._name, link.nodes, self._config)
             setup.apply()
             self._settings = setup.verified()
+            self._watch = setup.watched()
             self._remember(link.nodes)
             self._answers.restart()
             link.start()
+            self._await_pictures(link)
             if self._closing.is_set():
                 raise CameraError(f"camera {self._name}: was closed while it opened")
         except BaseException:
@@ -224,9 +240,13 @@ class GenicamCamera:
                 self._assure_lately(link)
 
     def check(self, timeout_ns: int) -> None:
+        """Also raises CameraError when the camera is there and of no use: its settings are not what they were, or it
+        runs free and sends nothing."""
         with self._using() as link:
             link.assure(timeout_ns)
             self._heard_ns = self._clock_ns()
+            self._require_pictures(link)
+            self._look_at_settings(link.nodes)
             self._read_clock(link)
 
     def counters(self) -> Mapping[str, int]:
@@ -255,7 +275,7 @@ class GenicamCamera:
 
     def _judged(self, raw: RawFrame, waited: bool) -> Frame | None:
         """The frame to deliver; None when this one is not it. Raises FrameLost and CameraError."""
-        arrived_ns = self._heard_ns = self._clock_ns()
+        arrived_ns = self._heard_ns = self._stirred_ns = self._clock_ns()
         if raw.problem or raw.device_frame_id is None:
             self._incomplete += 1
             identity = self._answers.lost(raw.device_frame_id)
@@ -324,6 +344,40 @@ class GenicamCamera:
             link.assure(_ANSWER_NS)
             self._heard_ns = self._clock_ns()
 
+    def _await_pictures(self, link: Link) -> None:
+        """Of a camera that runs free, take the first picture: it was exposed before anybody could say that the camera
+        is there. Raises CameraError when none comes."""
+        self._stirred_ns = self._clock_ns()
+        if self._answers.mode == "free_run" and self._starved_ns <= _LONGEST_START_NS:
+            while link.pop(_SLICE_NS) is None and not self._closing.is_set():
+                self._require_fed(link)
+
+    def _require_pictures(self, link: Link) -> None:
+        """Raises CameraError for a camera that should send by itself and does not: its parts go by unseen."""
+        if self._answers.mode != "free_run" or link.stirs():
+            self._stirred_ns = self._clock_ns()
+        else:
+            self._require_fed(link)
+
+    def _require_fed(self, link: Link) -> None:
+        silent_ns = self._clock_ns() - self._stirred_ns
+        if silent_ns > self._starved_ns:
+            raise CameraError(
+                f"camera {self._name}: {link.description} runs free and answers, but has sent no picture for "
+                f"{silent_ns / 1e9:.1f} s; check that no firewall keeps its packets (UDP) from this PC, packet_size, "
+                "and that no other program stops it"
+            )
+
+    def _look_at_settings(self, nodes: Nodes) -> None:
+        """As many as there is time for, at least one. Raises CameraError."""
+        if (watch := self._watch) is None:
+            return
+        until_ns = self._clock_ns() + _WATCH_NS
+        for _ in watch.as_set:
+            watch.look(nodes)
+            if self._clock_ns() >= until_ns:
+                return
+
     def _read_clock(self, link: Link) -> None:
         """Relate the camera's clock to ours where it can be asked; only of a camera that has just answered."""
         if self._clock_ns() - self._clock_read_ns < _CLOCK_EVERY_NS and self._clock_read_ns:
@@ -347,6 +401,12 @@ class GenicamCamera:
         self._exposure_ns = round(float(nodes.read(exposure)) * 1_000) if exposure else 0
         transfer_ns = round(self._config.longest_transfer_ms * _NS_PER_MS)
         self._answers.clock.longest_way_ns = transfer_ns + self._exposure_ns
+        hertz = 0.0
+        with suppress(NodeError):
+            rate = first(nodes, RATE)
+            hertz = float(nodes.read(rate)) if rate else 0.0
+        period_ns = max(self._exposure_ns, round(1e9 / hertz) if hertz > 0 else 0)
+        self._starved_ns = _STARVED_NS + _STARVED_FRAMES * period_ns
 
     # -- lifecycle ---------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from edge_daemon.cameras.config import GenicamConfig
+from edge_daemon.core.camera_settings import differences, in_words
 from edge_daemon.core.pixel_format import format_named, names_of
 from edge_daemon.errors import CameraError
 
@@ -94,12 +95,13 @@ def first(nodes: Nodes, names: Iterable[str]) -> str | None:
 
 @dataclass(slots=True)
 class Setup:
-    """One camera's settings on their way: written by `apply`, compared by `verified`."""
+    """One camera's settings on their way: written by `apply`, compared by `verified`, from then on `watched`."""
 
     camera: str
     nodes: Nodes
     config: GenicamConfig
     _asked: dict[str, tuple[str, Value]] = field(default_factory=dict)  # key of the configuration -> node, value
+    _seen: list[tuple[str, str, Value]] = field(default_factory=list)  # name, node, value: what one look can read again
 
     def apply(self) -> None:
         """Write everything. Raises CameraError naming the key, its value and what the camera takes."""
@@ -127,6 +129,11 @@ class Setup:
                     "value that it can have"
                 )
         return self._readings()
+
+    def watched(self) -> "Watch":
+        """What was `verified`, to be compared again and again. The white balance is not in it: a selector would have to
+        be moved for that."""
+        return Watch(self.camera, tuple(self._seen))
 
     # -- parts of `apply` ------------------------------------------------------------------------------
 
@@ -275,22 +282,33 @@ class Setup:
 
     def _readings(self) -> Mapping[str, Value]:
         """What shapes the picture, as it is now; what was not configured too."""
-        size = [self._read("region", node) for node in ("Width", "Height")]
-        offset = [self._read("region", node) if self.nodes.has(node) else 0 for node in ("OffsetX", "OffsetY")]
+        self._seen.clear()
+        size = [self._look(f"{node} of region", node) for node in ("Width", "Height")]
+        offset = [
+            self._look(f"{node} of region", node) if self.nodes.has(node) else 0 for node in ("OffsetX", "OffsetY")
+        ]
         found: dict[str, Value] = {
-            "pixel_format": self._read("pixel_format", "PixelFormat"),
+            "pixel_format": self._look("pixel_format", "PixelFormat"),
             "region": f"{size[0]}x{size[1]}+{offset[0]}+{offset[1]}",
             "trigger": self.config.trigger,
         }
         for key, names in _SHOWN + (_SHOWN_OF_LINE if self.config.trigger == "hardware" else ()):
             if node := first(self.nodes, names):
-                found[key] = self._read(key, node)
+                found[key] = self._look(key, node)
         for key, names in _SHOWN_TOO:
             # Of no camera is known which of these it has and does not let anybody read: then it does not report it.
-            with suppress(NodeError):
+            with suppress(NodeError, CameraError):
                 if node := first(self.nodes, names):
-                    found[key] = self.nodes.read(node)
+                    found[key] = self._look(key, node)
+        with suppress(NodeError, CameraError):
+            if self.nodes.has("TriggerMode"):  # of the selector that `apply` left
+                self._look("TriggerMode", "TriggerMode")
         return found | self._balance()
+
+    def _look(self, key: str, node: str) -> Value:
+        value = self._read(key, node)
+        self._seen.append((key, node, value))
+        return value
 
     def _balance(self) -> dict[str, Value]:
         """White balance, colour by colour, with the selector left as it was; nothing where it cannot be read."""
@@ -314,6 +332,32 @@ class Setup:
 
     def _failed(self, key: str, node: str, exc: NodeError) -> CameraError:
         return CameraError(f"camera {self.camera}: {key} cannot be set or read ({node}: {exc})")
+
+
+@dataclass(slots=True)
+class Watch:
+    """The settings of one open camera, compared one at a time with what they were: reading a node takes up to some
+    milliseconds, and a part may be waiting. It holds no nodes, which would hold the camera: that is let go of by
+    forgetting it."""
+
+    camera: str
+    as_set: tuple[tuple[str, str, Value], ...]
+    """(name, node, value) of each."""
+    _next: int = 0
+
+    def look(self, nodes: Nodes) -> None:
+        """Compare the next one. Raises CameraError when somebody else has changed it. What cannot be read now is passed
+        over: whether the camera lives is asked in another way."""
+        if not self.as_set:
+            return
+        key, node, value = self.as_set[self._next % len(self.as_set)]
+        self._next += 1
+        with suppress(NodeError):
+            if found := differences({key: value}, {key: nodes.read(node)}):
+                raise CameraError(
+                    f"camera {self.camera}: {in_words(found, 'the camera', 'what it was set to')}; somebody else "
+                    "changes its settings. It is set anew"
+                )
 
 
 def latched_clock_ns(nodes: Nodes) -> int | None:

@@ -213,6 +213,13 @@ class HarvestersLink:
             _timestamp_ns(module),
         )  # fmt: skip
 
+    def stirs(self) -> bool:
+        """True as well where the producer does not say what lies in its stream."""
+        try:
+            return bool(self._acquirer.data_streams[0].num_awaiting_delivery > 0)
+        except Exception:  # GenTL: not available
+            return True
+
     def assure(self, timeout_ns: int) -> None:  # noqa: ARG002  # GenApi knows no deadline
         try:
             alive = self._acquirer.is_valid()

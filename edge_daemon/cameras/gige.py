@@ -238,6 +238,7 @@ class AravisLink:
         self._error = GLib.Error
         self._stream: Any = None
         self._ended: Counter[str] = Counter()
+        self._stirred: Counter[str] = Counter()
         self._gone = False
         self._payload_bytes = 0
         self._nodes: AravisNodes | None = None
@@ -300,7 +301,7 @@ class AravisLink:
             _give_room(stream.get_port(), room_bytes)  # Aravis does so too, but when the first picture is under way
             for _ in range(self._config.buffers):
                 stream.push_buffer(aravis.Buffer.new_allocate(self._payload_bytes))
-            self._stream = stream
+            self._stream, self._stirred = stream, Counter()
             self._camera.start_acquisition()
         except self._error as exc:
             raise CameraError(f"camera {self._name}: {self._found} does not start to send ({exc.message})") from exc
@@ -356,6 +357,10 @@ class AravisLink:
             "", buffer.get_image_data(), buffer.get_image_width(), buffer.get_image_height(),
             buffer.get_image_pixel_format(), number, device_ns,
         )  # fmt: skip
+
+    def stirs(self) -> bool:
+        before, self._stirred = self._stirred, self._stream_counters()
+        return self._stirred != before
 
     def assure(self, timeout_ns: int) -> None:
         try:

@@ -223,12 +223,18 @@ class IsolatedCamera:
         if not self._not_before_ns <= frame.arrived_ns <= now_ns:
             self._own["stale_frames"] += 1
             return None
-        if not self._past.triggers and now_ns - frame.arrived_ns > _STALE_NS:
+        # Where a frame lay before its library handed it over, only the camera's own clock knows for how long.
+        age_ns = now_ns - frame.exposed_at_the_latest_ns
+        if not self._past.triggers and age_ns > _STALE_NS + self._exposure_ns():
             self._own["stale_frames"] += 1
-            age_s = (now_ns - frame.arrived_ns) / _NS_PER_S
+            age_s = age_ns / _NS_PER_S
             raise FrameLost(f"camera {self._name}: frame {frame.frame_id} came {age_s:.1f} s late; it is lost")
         self._awaited = False
         return frame
+
+    def _exposure_ns(self) -> int:
+        exposure_us = self._settings.get("exposure_us", 0)
+        return round(exposure_us * 1_000) if isinstance(exposure_us, int | float) else 0
 
     def _frame_is_lost(self) -> None:
         """One frame will never come: the next one has the number after it."""

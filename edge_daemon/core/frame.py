@@ -42,5 +42,13 @@ class Frame:
     clock_quality: ClockQuality = "host"
     settings: Settings | None = None
 
+    @property
+    def exposed_at_the_latest_ns(self) -> int:
+        """Monotonic time by which the exposure had surely begun. A camera without a clock says only that it was before
+        the arrival."""
+        if self.exposed_ns is None:
+            return self.arrived_ns
+        return min(self.arrived_ns, self.exposed_ns + self.exposed_uncertainty_ns)
+
     def __post_init__(self) -> None:
         self.pixels.flags.writeable = False

@@ -1,8 +1,10 @@
 """From a finished inspection to its record."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
+from edge_daemon.core.clock import UtcAnchor
 from edge_daemon.core.decision import Verdict
 from edge_daemon.core.geometry import Box
 from edge_daemon.pipeline.inspection import LiveRecipeSet, OpenInspection, ViewOutcome
@@ -60,6 +62,12 @@ def view_message(
         health=dict(health),
         **fields,  # type: ignore[arg-type]
     )
+
+
+def earlier(anchor: UtcAnchor, by_ns: int) -> UtcAnchor:
+    """The moment so long before."""
+    moment = datetime.fromisoformat(anchor.text) - timedelta(microseconds=by_ns / 1_000)
+    return replace(anchor, text=moment.isoformat(timespec="microseconds").replace("+00:00", "Z"))
 
 
 def _times(inspection: OpenInspection) -> Times:

@@ -20,6 +20,11 @@ _BACK_OFF_S = (0.1, 0.2, 0.5)
 # the first is asked for a sign of life; after the second Trigger Ready drops; after the third it is opened anew.
 _SILENCE_NS, _DOUBT_NS, _PATIENCE_NS = 500_000_000, 100_000_000, 500_000_000
 _REPORT_NS = 500_000_000
+# One that brings frames is asked so often whether they are still what they should be: ours, and set as they were.
+_LOOK_NS = 1_000_000_000
+# So many triggers in a row without a frame, and a camera that answers all the same is opened anew (the trade's rule:
+# three): somebody may have stopped it, or sent its stream elsewhere.
+_STARVED = 3
 # How long a thread may take to let go by itself, and then once its camera was closed under it.
 _JOIN_S, _JOIN_CLOSED_S = 0.5, 2.5
 
@@ -51,7 +56,8 @@ class CameraReader:
         self._fatal = fatal
         self._requests: queue.SimpleQueue[OpenInspection | None] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._sign_of_life_ns = 0
+        self._sign_of_life_ns = self._asked_ns = 0
+        self._without_frame = 0  # triggers in a row
         self._reported_ns = 0
         self._in_step = False
         self._reported_settings: Settings | None = None  # nothing was said yet, not even that there are none
@@ -105,7 +111,8 @@ class CameraReader:
             self._fail_requests()
             self._stop.wait(_BACK_OFF_S[min(failures, len(_BACK_OFF_S) - 1)])
             return False
-        self._sign_of_life_ns = self._clock.monotonic_ns()
+        self._sign_of_life_ns = self._asked_ns = self._clock.monotonic_ns()
+        self._without_frame = 0
         self._report()
         self._station.camera_up(self.name)
         self._on_event("camera_connected", f"camera {self.name} is connected")
@@ -169,6 +176,12 @@ class CameraReader:
             self._ask_for_a_sign_of_life(_DOUBT_NS)
             self._station.camera_answers(self.name)
 
+    def _look_now_and_then(self) -> None:
+        """Ask also a camera that brings one frame after the other. Not while its frame is awaited. Raises
+        CameraError."""
+        if self._clock.monotonic_ns() - self._asked_ns >= _LOOK_NS and not self._camera.overdue:
+            self._ask_for_a_sign_of_life(_DOUBT_NS)
+
     def _ask_for_a_sign_of_life(self, doubt_ns: int) -> None:
         """Raises CameraError when none comes. After `doubt_ns` without one the station takes no triggers and who
         waits has failed; a PC that was merely busy has some time more before the connection is given up."""
@@ -178,7 +191,7 @@ class CameraReader:
             self._station.camera_down(self.name, str(error))
             self._camera.check(_PATIENCE_NS)
             self._station.camera_up(self.name)
-        self._sign_of_life_ns = self._clock.monotonic_ns()
+        self._sign_of_life_ns = self._asked_ns = self._clock.monotonic_ns()
 
     def _report_when_due(self) -> None:
         if self._clock.monotonic_ns() - self._reported_ns >= _REPORT_NS:
@@ -211,6 +224,8 @@ class CameraReader:
         if inspection is not None:
             self._take(inspection)
             self._station.camera_answers(self.name)
+            if self._requests.empty():
+                self._look_now_and_then()
 
     def _take(self, inspection: OpenInspection) -> None:
         """All exposures of the part, and only then what takes longer: meanwhile the part moves on."""
@@ -245,8 +260,8 @@ class CameraReader:
         frame = self._await_frame(inspection, asked_ns, before)
         if frame is None:
             return Reason.NO_FRAME
-        self._sign_of_life_ns = frame.arrived_ns
-        if _exposed_at_the_latest(frame) - inspection.accepted_ns > self._exposed_within_ns:
+        self._sign_of_life_ns, self._without_frame = frame.arrived_ns, 0
+        if frame.exposed_at_the_latest_ns - inspection.accepted_ns > self._exposed_within_ns:
             return Reason.EXPOSED_LATE
         return frame
 
@@ -256,6 +271,13 @@ class CameraReader:
             left_ns = inspection.deadline_ns - self._clock.monotonic_ns()
             self._ask_for_a_sign_of_life(max(0, min(_DOUBT_NS, left_ns // 2)))
         self._fail(inspection, reason)
+        self._without_frame += reason is Reason.NO_FRAME
+        if self._without_frame >= _STARVED:
+            raise CameraError(
+                f"camera {self.name}: answers, but has sent no frame for {self._without_frame} triggers in a row; it "
+                "is opened anew. Check that its exposure fits into the time for a frame, that no firewall keeps its "
+                "packets from this PC, and that no other program stops it"
+            )
 
     def _discard_old_frames(self) -> None:
         """A frame that came after its trigger had given up must not be taken for the next part's."""
@@ -304,6 +326,7 @@ class CameraReader:
         if frame is None and not self._camera.overdue:
             self._station.pulses_fetched(self.name, asked_ns)
         self._tell_step()
+        self._look_now_and_then()
 
     def _tell_step(self) -> None:
         """An event when pictures and announcements fall out of step, and when they are in step again."""
@@ -328,7 +351,10 @@ class CameraReader:
             self._check_when_silent()
             return
         self._sign_of_life_ns = frame.arrived_ns
-        self._station.frame_without_trigger(self.name, frame)
+        # A camera that shows parts in real time has triggered when it exposed, however long the frame was on its way.
+        exposed_ns = None if self._camera.waits_for_host else frame.exposed_at_the_latest_ns
+        self._station.frame_without_trigger(self.name, frame, exposed_ns)
+        self._look_now_and_then()
 
 
 def _exposed_since(frame: Frame, asked_ns: int) -> bool:
@@ -339,10 +365,3 @@ def _exposed_since(frame: Frame, asked_ns: int) -> bool:
     earliest_ns = asked_ns - frame.exposed_uncertainty_ns
     latest_ns = frame.arrived_ns + frame.exposed_uncertainty_ns
     return frame.arrived_ns >= asked_ns and earliest_ns <= frame.exposed_ns <= latest_ns
-
-
-def _exposed_at_the_latest(frame: Frame) -> int:
-    """Monotonic time in nanoseconds. A camera without a clock says only that it was before the arrival."""
-    if frame.exposed_ns is None:
-        return frame.arrived_ns
-    return min(frame.arrived_ns, frame.exposed_ns + frame.exposed_uncertainty_ns)

@@ -36,7 +36,7 @@ from edge_daemon.pipeline.camera_match import set_otherwise
 from edge_daemon.pipeline.golden import GoldenSample, same_recipe
 from edge_daemon.pipeline.golden_watch import GoldenWatch
 from edge_daemon.pipeline.inspection import LiveRecipeSet, OpenInspection, ViewOutcome
-from edge_daemon.pipeline.messages import Identity, inspection_message
+from edge_daemon.pipeline.messages import Identity, earlier, inspection_message
 from edge_daemon.pipeline.pulses import advice, binding_window, reason_of
 from edge_daemon.wire.messages import CameraStatus, Counters, Inspection, Mode, Status
 
@@ -202,11 +202,12 @@ class Station:
 
         self._outbox.intend(self._intent(inspection), durable)
 
-    def frame_without_trigger(self, camera: str, frame: Frame) -> None:
+    def frame_without_trigger(self, camera: str, frame: Frame, exposed_ns: int | None = None) -> None:
         """A frame of a free-running camera: its own trigger. No other boot had one of its id, and no other frame of
-        this one: the journal, which would take a millisecond, need not be asked."""
+        this one: the journal, which would take a millisecond, need not be asked. exposed_ns: when it was, if the part
+        has moved on since; the deadline counts from then, so that a frame that lay somewhere does not pass for new."""
         trigger_id = f"{camera}-{self._identity.boot}-{frame.frame_id}"
-        inspection, verdict = self._accept(trigger_id, None, None, None, new=True)
+        inspection, verdict = self._accept(trigger_id, None, None, None, new=True, at_ns=exposed_ns)
         view = self.views_of(camera)[0]
         inspection.frames[view] = frame
         if verdict is not None:
@@ -226,11 +227,21 @@ class Station:
             self._finish(inspection, Verdict(Evaluation.UNDEFINED, ResultState.FAILED, Reason.JOURNAL))
 
     def _accept(
-        self, trigger_id: str, part_id: str | None, job: str | None, mode: Mode | None, *, new: bool = False
+        self,
+        trigger_id: str,
+        part_id: str | None,
+        job: str | None,
+        mode: Mode | None,
+        *,
+        new: bool = False,
+        at_ns: int | None = None,
     ) -> tuple[OpenInspection, Verdict | None]:
         """Count the trigger and bind it to the active recipe set. The verdict is given where none is to
-        be sought: missed, or a job that does not match. new: nothing is on record under this id."""
+        be sought: missed, or a job that does not match. new: nothing is on record under this id. at_ns: when it
+        triggered, if that was before now."""
         now, anchor = self._clock.monotonic_ns(), self._clock.utc()
+        if at_ns is not None and at_ns < now:
+            now, anchor = at_ns, earlier(anchor, now - at_ns)
         # A station that is not in production can never be raised to it by a request.
         effective: Mode = (mode or "production") if self.config.mode == "production" else self.config.mode
         attempts = 0 if new else self._outbox.attempts(self.name, trigger_id)

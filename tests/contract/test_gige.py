@@ -19,7 +19,15 @@ from edge_daemon.cameras.genicam import GenicamCamera
 from edge_daemon.cameras.gige import AravisLink, gige_camera
 from edge_daemon.core.frame import Frame
 from edge_daemon.errors import CameraError
-from tests.fakes.gige import FakeCamera, gige_config, gige_network, other_client
+from tests.fakes.gige import (
+    ACQUISITION_REGISTER,
+    EXPOSURE_REGISTER,
+    FakeCamera,
+    gige_config,
+    gige_network,
+    other_client,
+    write_as_its_controller,
+)
 
 MS = 1_000_000
 PATIENCE_NS = 5_000 * MS
@@ -362,3 +370,58 @@ def test_opening_and_closing_leaves_nothing_behind(fake: FakeCamera, make: MakeC
         if cycle == 2:
             before = footprint()
     assert footprint() == before
+
+
+# --- a camera that is there and of no use ------------------------------------------------------------
+
+
+def until_lost(camera: GenicamCamera) -> str:
+    """Asks for signs of life until there is something wrong with one, and returns what."""
+    give_up = time.monotonic() + 20
+    while time.monotonic() < give_up:
+        try:
+            camera.check(1_000 * MS)
+        except CameraError as error:
+            return str(error)
+    raise AssertionError("every sign of life was good")
+
+
+def test_settings_that_somebody_else_changes_end_the_camera_and_it_is_set_anew(
+    fake: FakeCamera, make: MakeCamera
+) -> None:
+    camera = make(exposure_us=10_000)
+    camera.open()
+    shown(camera)
+    write_as_its_controller(fake.ip, EXPOSURE_REGISTER, 5_000)
+    assert "exposure_us is 5000 in the camera, 10000 in what it was set to" in until_lost(camera)
+    camera.close()
+    camera.open()
+    for _ in range(3):
+        camera.check(1_000 * MS)
+    assert camera.settings()["exposure_us"] == 10_000
+
+
+def test_a_camera_that_runs_free_and_sends_nothing_is_lost_although_it_answers(
+    fake: FakeCamera, make: MakeCamera
+) -> None:
+    camera = make(trigger="free_run", rate_hz=50)
+    camera.open()
+    assert camera.grab(PATIENCE_NS) is not None
+    write_as_its_controller(fake.ip, ACQUISITION_REGISTER, 0)
+    while camera.grab(200 * MS) is not None:  # what was under way
+        pass
+    began_ns = time.monotonic_ns()
+    assert "answers, but has sent no picture" in until_lost(camera)
+    assert time.monotonic_ns() - began_ns > 500 * MS, "a pause is no reason"
+    camera.close()
+    camera.open()
+    assert camera.grab(PATIENCE_NS) is not None
+
+
+def test_pictures_that_nobody_fetches_are_signs_of_life_too(make: MakeCamera, fake: FakeCamera) -> None:  # noqa: ARG001
+    """A station with triggers may let a camera run free, and no part may come for long."""
+    camera = make(trigger="free_run", rate_hz=50, buffers=2)
+    camera.open()
+    give_up_ns = time.monotonic_ns() + 2 * camera._starved_ns
+    while time.monotonic_ns() < give_up_ns:
+        camera.check(1_000 * MS)

@@ -79,7 +79,8 @@ def offer(connection: socket.socket, seq: int, behaviour: str) -> None:
     height, channels = (1 << 31 if behaviour == "slot_huge" else 4), (7 if behaviour == "slot_channels" else 0)
     arrived_ns = {"slot_old": now_ns - 10**10, "slot_from_the_future": now_ns + 10**10}.get(behaviour, now_ns)
     quality = 9 if behaviour == "slot_quality" else 0
-    fields = (b"edgeslot", numbered, 1, height, 4, channels, 0, quality, arrived_ns, 0, 0, 0, 0)
+    flags, exposed_ns = (4, now_ns - 10**10) if behaviour == "slot_lain" else (0, 0)
+    fields = (b"edgeslot", numbered, 1, height, 4, channels, flags, quality, arrived_ns, 0, 0, exposed_ns, 1000)
     header = _HEADER.pack(*fields)
     crc = zlib.crc32(header) ^ (behaviour == "slot_torn")
     descriptor = os.memfd_create("fake", 0x1 | 0x2)

@@ -57,7 +57,8 @@ class FakeCamera:
         self._process.send_signal(number)
 
 
-WIDTH_REGISTER, PIXEL_FORMAT_REGISTER = 0x100, 0x128  # of Aravis's fake camera
+# Of Aravis's fake camera.
+WIDTH_REGISTER, PIXEL_FORMAT_REGISTER, EXPOSURE_REGISTER, ACQUISITION_REGISTER = 0x100, 0x128, 0x120, 0x124
 
 
 def write_as_its_controller(ip: str, register: int, value: int) -> None:

@@ -171,6 +171,30 @@ def test_a_region_that_only_fits_at_the_old_place_is_not_refused_for_it() -> Non
     assert made.verified()["region"] == "1280x1024+0+0"
 
 
+def test_a_setting_that_somebody_else_changes_is_found_by_looking_at_one_after_the_other() -> None:
+    nodes = ScriptedNodes()
+    made = setup(nodes, exposure_us=8_000, gain_db=3.0)
+    made.apply()
+    made.verified()
+    watch = made.watched()
+    for _ in range(2 * len(watch.as_set)):
+        watch.look(nodes)
+    for node, value, words in (
+        ("ExposureTime", 8_200.0, "exposure_us is 8200 in the camera, 8000 in what it was set to"),
+        ("OffsetX", 16, "OffsetX of region is 16"), ("ExposureAuto", "Continuous", "exposure_auto is"),
+        ("TriggerMode", "Off", 'TriggerMode is "Off"'), ("PixelFormat", "YUV422Packed", "pixel_format is"),
+    ):  # fmt: skip
+        before, nodes.values[node] = nodes.values[node], value
+        with pytest.raises(CameraError, match=words):
+            for _ in watch.as_set:
+                watch.look(nodes)
+        nodes.values[node] = before
+    nodes.values["ExposureTime"] = 8_010.0  # as a camera may round it
+    del nodes.values["Gain"]  # cannot be read for now, which the sign of life is for
+    for _ in watch.as_set:
+        watch.look(nodes)
+
+
 def test_the_cameras_clock_is_read_by_either_convention_or_not_at_all() -> None:
     nodes = ScriptedNodes()
     assert latched_clock_ns(nodes) is None

@@ -244,6 +244,33 @@ def test_a_camera_that_stays_silent_is_opened_anew_also_when_no_part_comes(runni
     assert running.events == ["camera_connected", "camera_lost", "camera_connected"]
 
 
+def test_a_camera_that_answers_and_brings_no_frame_three_times_in_a_row_is_opened_anew(running: Running) -> None:
+    """Whatever stopped its stream, only opening sets it going again."""
+    given = [[], [], [fresh(running.camera.frame())], [], [], []]
+    running.camera.answers.extend(given)
+    for number, answer in enumerate(given):
+        assert running.camera.opened == 1
+        running.line.trigger(str(number))
+        if answer:
+            running.work.get(timeout=5)
+        else:
+            assert running.records.get(timeout=5) == "no_frame"
+    wait_until(lambda: running.camera.opened == 2 and running.line.ready_now())
+    assert running.events == ["camera_connected", "camera_lost", "camera_connected"]
+
+
+def test_a_camera_that_brings_every_frame_is_asked_all_the_same_whether_it_is_still_what_it_was(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_daemon.pipeline.reader._LOOK_NS", 0)
+    wait_until(running.line.ready_now)
+    running.camera.silence.append(CameraError("somebody else changes its settings"))
+    running.camera.answers.append([fresh(running.camera.frame())])
+    running.line.trigger("1")
+    assert running.work.get(timeout=5).frame_id == 1, "its frame was taken before"
+    wait_until(lambda: running.camera.opened == 2)
+
+
 def test_the_window_for_a_frame_closes_before_the_deadline() -> None:
     with started(Running(deadline_ms=300, frame_wait_ns=10**12)) as it:
         it.camera.answers.append([])

@@ -506,6 +506,22 @@ def test_a_free_running_station_that_is_only_busy_keeps_its_standing() -> None:
     assert not line.station.standing[0]
 
 
+def test_the_time_of_a_free_running_frame_counts_from_its_exposure_and_not_from_when_it_was_fetched() -> None:
+    line = Line(trigger="free_run", deadline_ms=100, queue=5).ready()
+    begun_ns = line.clock.now
+    line.clock.now += 80 * MS
+    for number in (1, 2):
+        frame = Frame("top", number, np.zeros((2, 2, 3), np.uint8), line.clock.now)
+        line.station.frame_without_trigger("top", frame, begun_ns if number == 1 else None)
+    line.clock.now += 30 * MS
+    line.judged(Evaluation.OK, 0)
+    assert (line.last.evaluation, line.last.reason, line.last.late) == ("Undefined", "late", True)
+    assert line.last.times.utc == "2025-12-31T23:59:59.920000Z"
+    assert line.last.times.frame_us == 80_000
+    line.judged(Evaluation.OK, 1)
+    assert line.last.evaluation == "OK"
+
+
 # -- several exposures of one part --------------------------------------------------------------------
 
 
