@@ -37,6 +37,7 @@ from edge_daemon.edges.replay import ReplayDesk
 from edge_daemon.edges.retention import Retention, Rules
 from edge_daemon.edges.scrapes import MetricsServer
 from edge_daemon.edges.server import AMENDMENTS, CONTROL, REPLAY, TRIGGERS, RequestServer, ServerStats
+from edge_daemon.edges.standing import Kept, StandingAlarms
 from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
 from edge_daemon.errors import EdgeError, JournalError
@@ -174,6 +175,11 @@ class Daemon:
         _allow_descriptors()
         keyring = KeyRing(config.keys_path, credentials_folder()) if config.uses_keys else None
 
+        self._standing = StandingAlarms(
+            config.standing_alarms_path, lambda: self._clock.utc().text, self._standing_changed, self._fatal
+        )
+        alarms_lost = self._standing.open()
+        stack.callback(self._standing.close)
         self._journal = Journal(config.journal_path, config.line, on_fatal=self._fatal)
         self._boot: Boot = self._journal.open()
         stack.callback(self._journal.close)
@@ -231,6 +237,7 @@ class Daemon:
                     "trigger %s of %s, a station of an earlier configuration", intent.trigger_id, intent.station
                 )
         self._records.conclude_unfinished(self._boot.unfinished, provenance)
+        self._take_up_alarms(alarms_lost)
         if self._boot.alarm:
             self._emit("alarm", "", "journal_damaged", self._boot.alarm, "error")
         if known:
@@ -277,6 +284,7 @@ class Daemon:
             self._emit,
             lambda: asdict(self._door.reload()),
             self._audit.job_ended,
+            self._standing.acknowledge,
         )
         stack.callback(self._control.close)
         if keyring is not None:
@@ -389,9 +397,7 @@ class Daemon:
             door=self._door,
             on_fatal=self._fatal,
         )
-        self._amendments = AmendmentDesk(
-            self._journal, lambda station, text: self._emit("alarm", station, "passed_without_ok", text, "error")
-        )
+        self._amendments = AmendmentDesk(self._journal, self._passed_without_ok)
         amendments = RequestServer(
             context,
             wire.amendments,
@@ -563,6 +569,32 @@ class Daemon:
         )
         self._publisher.publish_event(encode_event(event))
 
+    def _passed_without_ok(self, station: str, trigger_id: str, text: str, on_kept: Kept) -> bool:
+        new = self._standing.raise_alarm(station, "passed_without_ok", trigger_id, text, on_kept)
+        if new:
+            self._emit("alarm", station, "passed_without_ok", text, "error")
+        return new
+
+    def _standing_changed(self, station: str, name: str) -> None:
+        """In status it stands beside what makes the station unfit: the station judges as before."""
+        at = self._stations.get(station)
+        if at is None:
+            return
+        if text := self._standing.text(station, name):
+            at.warn(name, text)
+        else:
+            at.warning_over(name)
+
+    def _take_up_alarms(self, lost: str) -> None:
+        """What stood when the daemon went down; and an alarm everywhere when nobody knows what that was."""
+        for station, alarms in self._standing.standing().items():
+            for name in alarms:
+                log.warning("station %s: %s stands: %s", station, name, self._standing.text(station, name))
+                self._standing_changed(station, name)
+        for station in self._stations if lost else ():
+            self._standing.raise_alarm(station, "alarms_lost", self._identity.boot_id, lost, lambda _error: None)
+            self._emit("alarm", station, "alarms_lost", lost, "error")
+
     def _door_told(self, name: str, message: str) -> None:
         self._emit("alarm", "", name, message, "warning")
 
@@ -680,6 +712,7 @@ class Daemon:
             "journal": asdict(journal),
             "records": asdict(self._records.stats()),
             "amendments": asdict(self._amendments.stats()),
+            "standing_alarms": self._standing.standing(),
             "publisher": asdict(self._publisher.stats()),
             "pictures_dropped": self._pictures.dropped,
             "archive": asdict(self._archive.stats()),

@@ -402,6 +402,11 @@ class Config(Section):
         return self.state_dir / "audit.jsonl"
 
     @property
+    def standing_alarms_path(self) -> Path:
+        """Alarms that stand until somebody acknowledges them."""
+        return self.state_dir / "standing-alarms.json"
+
+    @property
     def journal_path(self) -> Path:
         """The SQLite file of the journal."""
         return self.journal.path or self.state_dir / "journal.sqlite"

@@ -34,6 +34,7 @@ examples:
   edge-ctl activate st1 bottle@3                       change product between two parts
   edge-ctl activate st1 top=bottle-top side=bottle-side
   edge-ctl drain st1; edge-ctl resume st1              let a station run empty; take it up again
+  edge-ctl acknowledge st1                             end the alarms of st1 that stand until somebody has seen to them
   edge-ctl --json job 5f2c                             how far a slow command is
 
   edge-ctl keys --help                                 encrypt and authenticate; enrol and revoke clients
@@ -153,6 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         add(name, _for_stations, text).add_argument("station", nargs="?", help="default: all stations")
         commands.choices[name].set_defaults(command=name)
+    acknowledge = add("acknowledge", _acknowledge, "End an alarm that stands until somebody has seen to it.")
+    acknowledge.add_argument("station")
+    acknowledge.add_argument("alarm", nargs="?", help="its name, such as passed_without_ok (default: all that stand)")
     add("shutdown", _shutdown, "Stop the daemon cleanly, everything in flight answered.")
     add("reload-keys", _reload_keys, "Put the list of clients in force as it is now; who was revoked is cut off.")
     add_keys(commands, lambda parser: _add_common(parser, first=False), _apply)
@@ -248,6 +252,27 @@ def _apply(args: argparse.Namespace) -> str:
     with ControlClient(endpoints.control, args.timeout, key=endpoints.key) as control:
         control.request("reload_keys")
     return "In force now."
+
+
+def _acknowledge(args: argparse.Namespace, endpoints: Endpoints, out: TextIO) -> int:
+    """What is shown is what is acknowledged: what comes after the look stands on."""
+    texts: list[str] = []
+    with ControlClient(endpoints.control, args.timeout, key=endpoints.key) as control:
+        try:
+            standing = control.request("status").get("standing_alarms", {}).get(args.station, {})
+            chosen = {name: alarm for name, alarm in standing.items() if args.alarm in (None, name)}
+            if not chosen:
+                raise RefusedError("failed", f"no alarm stands at {args.station} that waits to be acknowledged")
+            for name, alarm in chosen.items():
+                fields = {"station": args.station, "alarm": name, "through": alarm["raised"]}
+                texts += control.request("acknowledge", fields)["acknowledged"]
+                if not args.json:
+                    print(printable(f"acknowledged: {name}: {alarm['message']}"), file=out)
+        except RefusedError as exc:
+            return _refused(args, out, exc)
+    if args.json:
+        print(json.dumps({"ok": True, "result": {"acknowledged": texts}}), file=out)
+    return OK
 
 
 def _shutdown(args: argparse.Namespace, endpoints: Endpoints, out: TextIO) -> int:

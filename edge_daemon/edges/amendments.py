@@ -5,16 +5,15 @@ deploy/decisions/0017-amendments.md.
 """
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from edge_daemon.core.strict_json import parse_strictly
 from edge_daemon.edges.journal import Report, Reported
+from edge_daemon.edges.standing import Kept, StandingAlarmError
 from edge_daemon.wire.messages import AmendmentReply, AmendmentRequest
 
-_ALARMED_KEPT: Final = 1_024
 _MEANINGS: Final = {
     "pending": "its record is not on the disk yet; tell it again",
     "unknown_result": "the journal has no such record of this station and trigger: never accepted, pruned, or lost",
@@ -46,17 +45,16 @@ class AmendmentCounts:
 class AmendmentDesk:
     """Answers the amendments socket, once the report is on the disk.
 
-    alarm: told in the journal's thread of a part that may have passed without an OK (station, what happened). At least
-           once for each part, also across a restart of the gateway; a report that is repeated to this daemon is not
-           told again.
+    alarm: told in the journal's thread of a part that may have passed without an OK (station, its trigger, what
+           happened); whether it is told for the first time. The gateway is answered when the alarm is kept: until
+           then it tells the part again, whoever is restarted meanwhile.
     """
 
-    def __init__(self, journal: ReportJournal, alarm: Callable[[str, str], None]) -> None:
+    def __init__(self, journal: ReportJournal, alarm: Callable[[str, str, str, Kept], bool]) -> None:
         self._journal = journal
         self._alarm = alarm
         self._lock = threading.Lock()  # guards what follows
         self._counts = AmendmentCounts()
-        self._alarmed: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def handle(self, request: AmendmentRequest, reply: Callable[[AmendmentReply], None]) -> None:
         """The answer comes from the journal's thread. Raises JournalError."""
@@ -77,11 +75,19 @@ class AmendmentDesk:
 
     def _reported(self, request: AmendmentRequest, reported: Reported, reply: Callable[[AmendmentReply], None]) -> None:
         self._count(request, reported)
+        accident = None
         if reported.error is None and reported.fate != "pending":
             accident = why_an_accident(request, reported.header)
-            if accident and self._is_new(request):
-                self._alarm(request.station, accident)
-        reply(_answer(request, reported))
+        if accident is None:
+            reply(_answer(request, reported))
+            return
+
+        def kept(error: StandingAlarmError | None) -> None:
+            reply(_answer(request, reported, error))
+
+        if self._alarm(request.station, request.trigger_id, accident, kept):
+            with self._lock:
+                self._counts.passed_without_ok += 1
 
     def _count(self, request: AmendmentRequest, reported: Reported) -> None:
         with self._lock:
@@ -96,18 +102,6 @@ class AmendmentDesk:
                 counts.deliveries += 1
             else:
                 counts.dispositions += 1
-
-    def _is_new(self, request: AmendmentRequest) -> bool:
-        """Whether this part's accident is told for the first time since the start."""
-        key = (request.station, request.trigger_id)
-        with self._lock:
-            if key in self._alarmed:
-                return False
-            self._alarmed[key] = None
-            while len(self._alarmed) > _ALARMED_KEPT:
-                self._alarmed.popitem(last=False)
-            self._counts.passed_without_ok += 1
-            return True
 
 
 def why_an_accident(request: AmendmentRequest, header: bytes) -> str | None:
@@ -144,14 +138,18 @@ def _body(request: AmendmentRequest) -> dict[str, Any]:
     )
 
 
-def _answer(request: AmendmentRequest, reported: Reported) -> AmendmentReply:
-    ok = reported.error is None and reported.fate in ("recorded", "repeated")
-    reason = "" if ok else "journal" if reported.error is not None else reported.fate
+def _answer(
+    request: AmendmentRequest, reported: Reported, not_kept: StandingAlarmError | None = None
+) -> AmendmentReply:
+    """not_kept: why the alarm of it does not outlive the daemon yet."""
+    error = reported.error or not_kept
+    ok = error is None and reported.fate in ("recorded", "repeated")
+    reason = "" if ok else "journal" if error is not None else reported.fate
     return AmendmentReply(
         request_id=request.request_id,
         amendment_id=request.amendment_id,
         ok=ok,
         result_id=reported.result_id,
         reason=reason,
-        message=str(reported.error) if reported.error is not None else _MEANINGS.get(reason, ""),
+        message=str(error) if error is not None else _MEANINGS.get(reason, ""),
     )

@@ -81,7 +81,7 @@ _DIALOGUE: Final = """\
 
 Whether the PLC took each verdict (`delivery`), and what it reports of the part (`disposition`), is added to the part's
 record on the line PC, each once: see [Records](records.md). A part that is reported as PASSED or GATE_FAILURE although
-no OK was shown for it is the alarm `passed_without_ok`. What the daemon has not taken yet waits in the gateway's own
+no OK was shown for it is the alarm `passed_without_ok`, which stands until `edge-ctl acknowledge`. What the daemon has not taken yet waits in the gateway's own
 file (`state_dir`), also across a restart or a `kill -9` of either, up to 20,000 entries (five minutes at 30 parts a
 second); past that the oldest deliveries are dropped first, and the alarm `amendments_full` says so. The file is written
 beside the dialogue: the answer to a Modbus request does not wait for it (a `kill -9` in the few milliseconds after the

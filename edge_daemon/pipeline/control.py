@@ -33,6 +33,8 @@ _REASON_TEXT = {
 }
 
 Reply = Callable[[ControlReply], None]
+# Station, alarm, through; told when it is kept: an error, what was acknowledged.
+Acknowledge = Callable[[str, str | None, int | None, Callable[[EdgeError | None, list[str]], None]], None]
 EmitEvent = Callable[[str, str, str, str], None]
 
 
@@ -95,7 +97,9 @@ class ControlDesk:
 
     status: makes the daemon's status; stop: begins the daemon's clean stop; emit: sends an event
     (kind, station, name, message); reload_keys: puts the list of clients in force and says what it changed;
-    job_ended: told of the end of each slow command. Who may give which command is ruled before it comes here.
+    job_ended: told of the end of each slow command; acknowledge: ends alarms that stand until then (station, name or
+    None for all of it, how often raised; told when that is on the disk, and what they said). Who may give which command
+    is ruled before it comes here.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class ControlDesk:
         emit: EmitEvent,
         reload_keys: Callable[[], dict[str, Any]],
         job_ended: Callable[[JobState], None],
+        acknowledge: Acknowledge | None = None,
     ) -> None:
         self._stations = stations
         self._recipes = recipes
@@ -115,6 +120,7 @@ class ControlDesk:
         self._emit = emit
         self._reload_keys = reload_keys
         self._job_ended = job_ended
+        self._acknowledge_alarm = acknowledge
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jobs")
         self._jobs: OrderedDict[str, _Job] = OrderedDict()
         self._lock = threading.Lock()
@@ -157,13 +163,16 @@ class ControlDesk:
                 return {"result": self._each(request.args, "draining", Station.halt)}
             case "resume":
                 return {"result": self._each(request.args, "resumed", Station.resume)}
+            case "acknowledge":
+                self._acknowledge(request, reply)
+                return None
             case "reload_keys":
                 return {"result": self._reload_keys()}
             case "shutdown":
                 self._stop()
                 return {"result": {"stopping": True}}
             case unknown:
-                known = "status, recipes, trigger, activate, job, drain, resume, reload_keys, shutdown"
+                known = "status, recipes, trigger, activate, job, drain, resume, acknowledge, reload_keys, shutdown"
                 raise RefusedCommandError("unknown_command", f"unknown command {unknown!r}; commands: {known}")
 
     # -- commands ------------------------------------------------------------------------------------
@@ -181,6 +190,26 @@ class ControlDesk:
         for station in chosen:
             act(station)
         return {word: [station.name for station in chosen]}
+
+    def _acknowledge(self, request: ControlRequest, reply: Reply) -> None:
+        """args: station, and of which alarm how often raised (`alarm`, `through`): what came later stands on. Answered
+        when it is on the disk. A station that the configuration does not name any more may have one, too."""
+        args = request.args
+        station, alarm, through = args.get("station"), args.get("alarm"), args.get("through")
+        if not isinstance(station, str) or not (alarm is None or isinstance(alarm, str)):
+            raise RefusedCommandError("malformed", "name the station, and the alarm where it has several")
+        if through is not None and type(through) is not int:
+            raise RefusedCommandError("malformed", "`through` is a count: `raised` of the alarm as status shows it")
+        if self._acknowledge_alarm is None:
+            raise RefusedCommandError("failed", "this daemon keeps no alarms")
+
+        def ended(error: EdgeError | None, texts: list[str]) -> None:
+            if error is not None:
+                reply(_fault(request, "failed", str(error)))
+            else:
+                reply(ControlReply(request_id=request.request_id, ok=True, result={"acknowledged": texts}))
+
+        self._acknowledge_alarm(station, alarm, through, ended)
 
     def _list_recipes(self) -> dict[str, Any]:
         stored = self._recipes.store.list()

@@ -59,6 +59,7 @@ COMMANDS: Final[Mapping[str, Permission]] = MappingProxyType(
         "rollback": Permission(_OPERATING),
         "drain": Permission(_OPERATING),
         "resume": Permission(_OPERATING),
+        "acknowledge": Permission(_OPERATING),
         "self_test": Permission(_OPERATING),
         "defect.*": Permission(_OPERATING),
         "refresh.*": Permission(_ENGINEER),

@@ -10,7 +10,9 @@ import pytest
 import zmq
 from pymodbus.client import ModbusTcpClient
 
+from edge_daemon import ctl
 from edge_daemon.client import connect
+from edge_daemon.edges.audit import read_trail
 from edge_daemon.edges.journal_chain import verify
 from edge_daemon.edges.journal_tools import Wanted, find
 from edge_daemon.gateway.outbox import count_waiting
@@ -242,3 +244,40 @@ def test_a_part_that_passed_although_it_was_not_ok_is_an_alarm_within_the_second
         assert "part 1" in event.message
         assert "NotDecidable" in event.message
         assert daemon.status()["amendments"]["passed_without_ok"] == 1
+        assert plc.cycle().bits & Bits.TRIGGER_READY, "the line is not stopped by it"
+
+
+def test_an_accident_stands_in_status_until_it_is_acknowledged_whoever_is_killed(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def alarms() -> list[str]:
+        told = daemon.status()["stations"]["st1"]["alarms"]
+        return [alarm for alarm in told if alarm.startswith("passed_without_ok: ")]
+
+    with running(tmp_path, recipe) as (daemon, gateway, plc):
+        assert plc.judged(1, job_id=2) is Verdict.NOT_DECIDABLE
+        plc.acknowledge(1)
+        plc.report(1, Disposition.PASSED)
+        until(lambda: bool(alarms()))
+        daemon.kill()
+        gateway.kill()
+        gateway.spawn()
+        daemon.start()
+        until(lambda: len(alarms()) == 1)
+        assert "part 1 " in alarms()[0]
+        at = ["--control", daemon.endpoints["control"]]
+        assert ctl.main([*at, "acknowledge", "st1", "no_such"]) == 1
+        assert "no alarm stands" in capsys.readouterr().err
+        assert ctl.main([*at, "acknowledge", "st1"]) == 0
+        assert "acknowledged: passed_without_ok: part 1 " in capsys.readouterr().out
+        until(lambda: not alarms())
+        trail = [entry for read in read_trail(daemon.folder / "state" / "audit.jsonl") if (entry := read.entry)]
+        assert [(e.outcome, e.args) for e in trail if e.command == "acknowledge"] == [
+            ("begun", {"station": "st1", "alarm": "passed_without_ok", "through": 1}),
+            ("done", {}),
+        ]
+        daemon.kill()
+        daemon.start()
+        assert alarms() == []
+        assert daemon.status()["standing_alarms"] == {}
+        gateway.wait_until_it_listens()

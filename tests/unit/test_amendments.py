@@ -19,6 +19,7 @@ from edge_daemon.edges.journal_chain import parse_head, verify
 from edge_daemon.edges.journal_tools import Wanted, csv_row, find
 from edge_daemon.edges.replay import ReplayDesk
 from edge_daemon.edges.server import AMENDMENTS, REPLAY, RequestServer
+from edge_daemon.edges.standing import Kept, StandingAlarmError
 from edge_daemon.errors import JournalError, WireError
 from edge_daemon.wire.codec import decode_amendment_reply, decode_amendment_request, encode_request
 from edge_daemon.wire.messages import AmendmentReply, AmendmentRequest, Inspection
@@ -51,7 +52,17 @@ class Line:
         self.journal = Journal(path, "line-1")
         self.boot = self.journal.open()
         self.alarms: list[tuple[str, str]] = []
-        self.desk = AmendmentDesk(self.journal, lambda station, text: self.alarms.append((station, text)))
+        self.told_of: set[str] = set()
+        self.not_kept: StandingAlarmError | None = None
+        self.desk = AmendmentDesk(self.journal, self._alarm)
+
+    def _alarm(self, station: str, key: str, text: str, on_kept: Kept) -> bool:
+        new = key not in self.told_of
+        if new:
+            self.told_of.add(key)
+            self.alarms.append((station, text))
+        threading.Thread(target=on_kept, args=(self.not_kept,)).start()
+        return new
 
     def record(self, draft: Inspection | None = None, **changes: Any) -> None:
         ended = threading.Event()
@@ -351,6 +362,18 @@ def test_a_part_that_passes_although_nothing_released_it_is_an_alarm(
             assert station == "st1"
             assert "part 7" in text
             assert re.search(why, text)
+
+
+def test_a_report_of_an_accident_is_not_answered_well_until_its_alarm_outlives_the_daemon(path: Path) -> None:
+    with line(path) as at:
+        at.record(not_ok())
+        at.not_kept = StandingAlarmError("the standing alarms cannot be written")
+        first = at.tell(told())
+        assert (first.ok, first.reason) == (False, "journal")
+        assert "cannot be written" in first.message
+        at.not_kept = None
+        assert at.tell(told()).ok
+        assert (len(at.alarms), len(at.amendments())) == (1, 1)
 
 
 def test_a_withdrawn_ok_releases_nothing(path: Path) -> None:
