@@ -24,7 +24,7 @@ from edge_daemon.detectors.loading import ReadyRecipe, load_verified
 from edge_daemon.edges.keyring import KeyRing, credentials_folder
 from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.sessions import PROVIDERS, EngineOptions, Sessions
-from edge_daemon.errors import ConfigError, EdgeError, ProviderError
+from edge_daemon.errors import ConfigError, EdgeError, ProviderError, StoreError
 from edge_daemon.pipeline.camera_match import advice, set_otherwise
 from edge_daemon.threads import physical_cores
 
@@ -142,7 +142,10 @@ def _recipes(config: Config, ready: _Ready) -> Iterator[Finding]:
             ready[station, view.name] = load_verified(path, sessions, engine.search, store.backbone, trust=asked)
         except EdgeError as error:
             yield Finding("error", f"stations.{station}: recipe {view.recipe}: {error}")
-    yield from (Finding("error", problem) for problem in store.damaged())
+    try:
+        yield from (Finding("error", problem) for problem in store.damaged())
+    except StoreError as error:
+        yield Finding("error", f"store: {error}")
 
 
 def _recipe_path(store: Store, view: ViewConfig) -> Path | None:
@@ -316,9 +319,9 @@ def _camera_problem(
     name: str, settings: CameraConfig, wanted: tuple[int, int] | None, bound: Sequence[ReadyRecipe], look: bool
 ) -> str | None:
     """What keeps the camera from working, or from being judged by the recipes that are `bound` to the settings of their
-    pictures. Folders and simulations are always opened: nobody minds."""
+    pictures. Folders and simulations are always opened: nobody minds. Of a folder, the first picture is looked at."""
     if isinstance(settings, FolderConfig):
-        settings = settings.model_copy(update={"preload": False})
+        look, settings = True, settings.model_copy(update={"preload": False, "rate_hz": 0.0})
     camera = make_camera(name, settings, time.monotonic_ns)
     if not look and not isinstance(settings, FolderConfig | SimulatedConfig):
         return None

@@ -106,8 +106,8 @@ def _configuration(path: Path, report: Report) -> Iterator[Diagnosis]:
         yield Diagnosis("config", finding.level, finding.text)
     if report.ok:
         count = len(report.recipes)
-        judges = f"{count} recipe judges" if count == 1 else f"{count} recipes judge"
-        yield Diagnosis("config", "ok", f"{path}: complete; {judges} their golden samples as they should")
+        judge = "1 recipe judges its" if count == 1 else f"{count} recipes judge their"
+        yield Diagnosis("config", "ok", f"{path}: complete; {judge} golden samples rightly")
 
 
 # ---------------------------------------------------------------- disk and journal
@@ -185,7 +185,11 @@ def _journal(path: Path) -> Iterator[Diagnosis]:
         text = f"{path}: {size / 2**30:.0f} GB; it starts slowly. At a stop, move it away: a new one is begun"
         yield Diagnosis("journal", "hint", text)
     else:
-        yield Diagnosis("journal", "ok", f"{path}: sound, {size / 2**20:.1f} MB, {boots} boots")
+        yield Diagnosis(
+            "journal",
+            "ok",
+            f"{path}: sound, {size / 2**20:.1f} MB, {boots} start{'' if boots == 1 else 's'} of the daemon",
+        )
     if unfinished:
         text = f"{path}: {unfinished} trigger(s) of earlier boots without outcome; the next start fails them on record"
         yield Diagnosis("journal", "hint", text)

@@ -52,12 +52,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ExportError, EdgeError) as exc:
         print(f"edge-export: {exc}", file=sys.stderr)
         return EXIT_ERROR
-    except KeyboardInterrupt:
-        print("edge-export: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
         return EXIT_ERROR
+    except OSError as exc:  # a disk that fills up or goes away, wherever it happens
+        where = f"{exc.filename}: " if exc.filename is not None else ""
+        print(
+            f"edge-export: {where}{exc.strerror or exc}; look at the disk and its rights, then run it again",
+            file=sys.stderr,
+        )
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("edge-export: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

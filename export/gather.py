@@ -38,7 +38,7 @@ class Gathered:
     split; inputs: (n, T, H, W, 3) uint8 at model size, T tiles of each, 1 where they are not cut; digests: SHA-256 of
     each; frame_size: width, height of all; skipped: messages of files left out: unreadable ones, and those in which
     the part is not located; copies: pictures that are bit-identical, at model size, to an
-    earlier one; near_copies: pictures that differ from an earlier one in noise only.
+    earlier one; near_copies: pictures that differ from an earlier one in noise only; grey: pictures of one channel.
     """
 
     paths: list[Path]
@@ -50,6 +50,7 @@ class Gathered:
     skipped: list[str]
     copies: int
     near_copies: int = 0
+    grey: int = 0
 
     def picture(self, index: int) -> NDArray[np.uint8]:
         """(T, H, W, 3) uint8, a copy, so that the scratch file's page need not stay in memory."""
@@ -109,6 +110,7 @@ def gather(
     unreadable: list[str] = []
     not_located: list[str] = []
     sizes: Counter[tuple[int, int]] = Counter()
+    grey = 0
     with progress("reading", len(paths)) as advance:
         for path in paths:
             try:
@@ -129,6 +131,7 @@ def gather(
                 digests.append(hashlib.sha256(np.ascontiguousarray(inputs[len(taken)]).data).hexdigest())
                 small[len(taken)] = thumbnail_of_tiles(inputs[len(taken)])
                 taken.append(path)
+                grey += pixels.ndim == 2
                 give_back()
             advance(1)
     if unreadable and not skip_unreadable:
@@ -155,7 +158,7 @@ def gather(
     copies = len(digests) - len(set(digests))
     near = len(digests) - len(np.unique(likeness)) - copies
     skipped = [*unreadable, *(f"{name}: the part is not located" for name in not_located)]
-    return Gathered(taken, names, blocks, inputs, digests, frame_size, skipped, copies, max(near, 0))
+    return Gathered(taken, names, blocks, inputs, digests, frame_size, skipped, copies, max(near, 0), grey)
 
 
 def large_array(shape: tuple[int, ...], dtype: DTypeLike, scratch: Path) -> NDArray[Any]:

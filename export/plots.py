@@ -195,7 +195,8 @@ def _figure(
 
 
 def _percent(value: float, _position: float) -> str:
-    return f"{value:.0%}"
+    """2.5% where the ticks are so close: rounded, two of them would say the same, or something else."""
+    return f"{round(100 * value, 6):g}%"
 
 
 def _share(value: float | None) -> str:

@@ -87,8 +87,14 @@ def make_extractor(backbone: FusedBackbone, options: EngineOptions, settings: Pa
 
 
 def twin_notes(pictures: Gathered) -> list[str]:
-    """What is worth saying about copies and files left out."""
+    """What is worth saying about copies, files left out, and grey pictures among those in colour."""
     notes = []
+    if 0 < pictures.grey < len(pictures.paths):
+        notes.append(
+            f"SUSPECT: {pictures.grey} of {len(pictures.paths)} pictures are grey, the others in colour. A camera "
+            "gives one of both, and what is learned from one says little of the other: build from pictures as the line "
+            "will take them"
+        )
     if pictures.skipped:
         notes.append(f"{len(pictures.skipped)} pictures that cannot be used were left out")
     if pictures.near_copies:

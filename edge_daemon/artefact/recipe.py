@@ -124,6 +124,9 @@ def read_files(path: Path) -> dict[str, bytes]:
             files = read_zip(path, _most_bytes)
         else:
             raise RecipeUnreadable(f"there is no recipe at {path}")
+    except PermissionError as error:
+        text = f"recipe {path} may not be read by this user: change its owner or its rights"
+        raise RecipeUnreadable(text) from error
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise RecipeUnreadable(
             f"recipe {path} cannot be read ({_short(error)}): it is truncated or damaged, copy it again"
@@ -404,8 +407,11 @@ def write_recipe(out: Path, files: Mapping[str, bytes]) -> None:
     Complete or not at all: written beside the target and renamed over it. An existing recipe is replaced.
     Raises EdgeError when the place cannot be written.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise EdgeError(f"the recipe cannot be written to {out}: {error}") from error
     try:
         if out.suffix == ".recipe":
             _write_zip(partial / "recipe", files)

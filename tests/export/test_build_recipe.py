@@ -222,6 +222,28 @@ def test_every_unreadable_file_is_named_and_skipped_only_when_asked(tmp_path, ca
     assert "left out" in captured.err
 
 
+def test_grey_pictures_among_those_in_colour_are_said(tmp_path):
+    folder = put(tmp_path / "good", range(24))
+    coloured = build_recipe(request(folder, tmp_path / "coloured", coreset_ratio=0.02), quiet)
+    assert not any("are grey" in note for note in coloured.notes)
+    for number in range(5):
+        (folder / f"part{number:03d}.png").write_bytes(encode_png(part(number)[..., 1].copy()))
+    mixed = build_recipe(request(folder, tmp_path / "mixed", coreset_ratio=0.02), quiet)
+    assert any("5 of 24 pictures are grey, the others in colour" in note for note in mixed.notes)
+
+
+def test_a_disk_that_goes_away_while_a_recipe_is_made_is_told_in_a_sentence(good, tmp_path, capsys, monkeypatch):
+    def full(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/scratch/rows")
+
+    monkeypatch.setattr("export.build.make_bank", full)
+    assert command(good, tmp_path / "out" / "r.recipe") == 2
+    said = capsys.readouterr().err
+    assert "edge-export: /scratch/rows: No space left on device" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "r.recipe").exists()
+
+
 def test_pictures_of_different_sizes_are_refused_with_the_sizes(tmp_path):
     folder = put(tmp_path / "good", range(22))
     (folder / "z.png").write_bytes(encode_png(np.ascontiguousarray(part(1)[:64])))

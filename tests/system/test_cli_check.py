@@ -231,6 +231,32 @@ def test_everything_wrong_is_said_at_once_whatever_its_kind(
     assert [judged["station"] for judged in report["recipes"]] == ["st2", "st3"]
 
 
+@pytest.mark.parametrize(("side", "status"), [(SIDE, 0), (100, 1)])
+def test_the_first_picture_of_a_folder_is_looked_at_before_every_part_fails(
+    edge_daemon: Callable[..., Ended], recipe: Path, tmp_path: Path, side: int, status: int
+) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "1.png").write_bytes(encode_png(np.zeros((side, side, 3), np.uint8)))
+    (tmp_path / "edge.toml").write_text(
+        'line = "l"\n[cameras.top]\nkind = "folder"\npath = "parts"\nrate_hz = 0.001\n'
+        f'[stations.st1]\nviews = [{{ camera = "top", recipe = "{recipe}" }}]\n'
+    )
+    ended = edge_daemon("check", "--config", "edge.toml")
+    assert ended.status == status, ended
+    assert (f"gives pictures of {side}x{side} px and its recipe judges 64x64 px" in ended.out) is bool(status)
+
+
+def test_a_store_that_cannot_be_read_is_one_of_the_things_said(
+    edge_daemon: Callable[..., Ended], recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "state" / "store").mkdir(parents=True)
+    loop = tmp_path / "state" / "store" / "recipes"
+    loop.symlink_to(loop)
+    ended = edge_daemon("check", "--config", write_config(tmp_path, str(recipe), size=128))
+    assert ended.status == 1
+    assert "cameras.top: gives pictures of 128x128" in ended.out, "the rest was looked at all the same"
+
+
 def test_a_provider_that_cannot_be_had_is_an_error_unless_a_fallback_is_named(
     edge_daemon: Callable[..., Ended], recipe: Path, tmp_path: Path
 ) -> None:

@@ -112,7 +112,7 @@ def test_a_sound_journal_is_sound_while_the_daemon_writes_it(
         found = [d for d in ask(pc) if d.topic == "journal"]
     finally:
         journal.close()
-    assert [(d.level, "1 boots" in d.text) for d in found] == [("ok", True)]
+    assert [(d.level, "1 start of the daemon" in d.text) for d in found] == [("ok", True)]
 
 
 def test_a_damaged_journal_is_an_error(ask: Callable[..., list[Diagnosis]], pc: Machine, tmp_path: Path) -> None:

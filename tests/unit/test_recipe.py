@@ -22,10 +22,12 @@ from edge_daemon.artefact.recipe import (
     load_recipe,
     manifest_bytes,
     manifest_digest,
+    read_files,
     sha256,
     write_recipe,
 )
 from edge_daemon.errors import (
+    EdgeError,
     RecipeDigestError,
     RecipeError,
     RecipeFeatureError,
@@ -328,3 +330,19 @@ def test_a_failed_write_leaves_the_old_recipe(tmp_path: Path, monkeypatch: pytes
         put(path, recipe_files(lambda m: m.update(version="2")))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["r.recipe"]
+
+
+def test_a_recipe_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "r.recipe").write_bytes(b"")
+    monkeypatch.setattr("edge_daemon.artefact.recipe.read_zip", refused)
+    with pytest.raises(RecipeUnreadable, match="may not be read by this user: change its owner or its rights"):
+        read_files(tmp_path / "r.recipe")
+
+
+@pytest.mark.parametrize("out", ["/proc/r.recipe", "/proc/no/r"])
+def test_a_place_where_nothing_can_be_made_is_an_error_in_a_sentence(out: str) -> None:
+    with pytest.raises(EdgeError, match=f"the recipe cannot be written to {out}"):
+        write_recipe(Path(out), {})

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from evaluation_kit import BrightSpotDetector, data_set, manifest, part, plots_drawn_once, save  # noqa: F401
 
+import export.plots
 import export.report
 from export.dataset import find_samples
 from export.evaluate import evaluate, summarise
@@ -218,3 +219,9 @@ def test_good_pictures_rejected_beyond_the_stated_rate_are_called_out(tmp_path):
 @pytest.mark.parametrize("calibration", [{}, {"method": 3, "upper_rate": "many"}, {"false_reject_rate": 7}])
 def test_calibration_evidence_of_another_kind_is_no_rate_and_no_failure(tmp_path, calibration):
     assert "the recipe states none" in Page(report(tmp_path, calibration=calibration)[1]).text
+
+
+def test_the_ticks_of_an_axis_in_per_cent_say_where_they_are():
+    assert [export.plots._percent(tick, 0) for tick in (0.0, 0.025, 0.05, 0.1 + 0.2, 1.0)] == [
+        "0%", "2.5%", "5%", "30%", "100%",
+    ]  # fmt: skip
