@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import socket
+import struct
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,9 @@ _HEARTBEAT_TIMEOUT_MS = 2_000
 _CONTROL_S = 0.25
 # Room in the socket for packets that wait for a core.
 _ROOM_BYTES, _ROOM_PICTURES, _LARGEST_ROOM_BYTES = 8 << 20, 4, 1 << 30
+
+# linux/filter.h and asm-generic/socket.h, which Python does not name.
+_NETWORK_HEADER, _SO_ATTACH_FILTER = 0xFFF0_0000, 26
 
 _COUNTERS = {
     "n_completed_buffers": "completed", "n_failures": "failed", "n_underruns": "underruns",
@@ -141,14 +145,33 @@ def _shown_ip(register: int | None) -> str:
     return " on " + ".".join(str(part) for part in register.to_bytes(4, "big")) if register else ""
 
 
-def _give_room(port: int, room_bytes: int) -> None:
-    """Let the kernel keep so many bytes for this process's UDP socket at `port`."""
+def _own_udp_socket(port: int) -> socket.socket | None:
+    """This process's UDP socket at `port`, for the caller to close; None when there is none."""
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # closed by another thread meanwhile
             if entry.readlink().name.startswith("socket:"):
-                with socket.socket(fileno=os.dup(int(entry.name))) as opened:
-                    if opened.type == socket.SOCK_DGRAM and opened.getsockname()[1:2] == (port,):
-                        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room_bytes)
+                opened = socket.socket(fileno=os.dup(int(entry.name)))
+                if opened.type == socket.SOCK_DGRAM and opened.getsockname()[1:2] == (port,):
+                    return opened
+                opened.close()
+    return None
+
+
+def _receive_only_from(opened: socket.socket, ip: str) -> None:
+    """Let the kernel drop what others send to this socket (a classic BPF program, socket(7)). Raises OSError."""
+    address = int.from_bytes(socket.inet_aton(ip), "big")
+    program = ctypes.create_string_buffer(
+        b"".join(
+            struct.pack("HBBI", *step)
+            for step in (
+                (0x20, 0, 0, _NETWORK_HEADER + 12),  # load the word at 12 of the IPv4 header: who sent it
+                (0x15, 0, 1, address),  # if it is not this address, skip one
+                (0x06, 0, 0, 0xFFFF_FFFF),  # take all of the packet
+                (0x06, 0, 0, 0),  # take nothing
+            )
+        )
+    )
+    opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 4, ctypes.addressof(program)))
 
 
 class AravisNodes:
@@ -298,13 +321,29 @@ class AravisLink:
             room_bytes = min(_LARGEST_ROOM_BYTES, max(_ROOM_BYTES, _ROOM_PICTURES * self._payload_bytes))
             stream.set_property("socket-buffer", aravis.GvStreamSocketBuffer.FIXED)
             stream.set_property("socket-buffer-size", room_bytes)
-            _give_room(stream.get_port(), room_bytes)  # Aravis does so too, but when the first picture is under way
+            self._prepare_socket(stream.get_port(), room_bytes)
             for _ in range(self._config.buffers):
                 stream.push_buffer(aravis.Buffer.new_allocate(self._payload_bytes))
             self._stream, self._stirred = stream, Counter()
             self._camera.start_acquisition()
         except self._error as exc:
             raise CameraError(f"camera {self._name}: {self._found} does not start to send ({exc.message})") from exc
+
+    def _prepare_socket(self, port: int, room_bytes: int) -> None:
+        """Room for packets, which Aravis makes too, but when the first picture is under way; and packets of this camera
+        alone. Aravis asks nobody where one comes from: those of another camera that still sends to this port, from
+        before a crash or by a setting of its own, would end up in this one's pictures. Raises CameraError."""
+        opened = _own_udp_socket(port)
+        try:
+            if opened is None:
+                raise OSError(f"this process has no socket at port {port}")
+            with opened:
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room_bytes)
+                _receive_only_from(opened, self._found.ip)
+        except OSError as exc:
+            raise CameraError(
+                f"camera {self._name}: its stream cannot be kept apart from others' ({exc}); is /proc there?"
+            ) from exc
 
     def stop(self) -> None:
         try:

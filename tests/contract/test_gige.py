@@ -26,6 +26,7 @@ from tests.fakes.gige import (
     gige_config,
     gige_network,
     other_client,
+    send_picture,
     write_as_its_controller,
 )
 
@@ -370,6 +371,26 @@ def test_opening_and_closing_leaves_nothing_behind(fake: FakeCamera, make: MakeC
         if cycle == 2:
             before = footprint()
     assert footprint() == before
+
+
+@pytest.mark.parametrize("sender", ["127.0.0.1", "127.0.0.3"])
+def test_a_picture_that_another_camera_sends_to_our_port_is_never_taken_for_this_one_s(
+    fake: FakeCamera, make: MakeCamera, sender: str
+) -> None:
+    """One that a daemon left sending when it was killed, and whose port was given out anew."""
+    camera = make()
+    camera.open()
+    before = shown(camera)
+    assert before.device_ns is not None
+    assert before.device_frame_id is not None
+    camera.trigger()
+    link = link_of(camera)
+    later_ns = before.device_ns + time.monotonic_ns() - before.arrived_ns + 20 * MS
+    packet_bytes = link._camera.gv_get_packet_size()
+    send_picture(sender, link._stream.get_port(), before.device_frame_id + 1, later_ns, packet_bytes)
+    frame = camera.grab(PATIENCE_NS)
+    assert frame is not None
+    assert (frame.pixels == 200).all() == (sender == fake.ip), "as our own camera it would have been believed"
 
 
 # --- a camera that is there and of no use ------------------------------------------------------------

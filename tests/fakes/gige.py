@@ -73,6 +73,19 @@ def write_as_its_controller(ip: str, register: int, value: int) -> None:
             raw.sendto(struct.pack(">HHHH", port, gvcp.PORT, 8 + len(write), 0) + write, (ip, 0))
 
 
+def send_picture(ip: str, port: int, device_frame_id: int, device_ns: int, packet_bytes: int) -> None:
+    """A whole picture of 64x48 px, grey 200, as the camera at `ip` would send one to this UDP port (GVSP of GigE Vision
+    1.2: leader, data, trailer). packet_bytes: as the camera was told, headers of IP and UDP included."""
+    pixels, block_bytes = bytes([200]) * (64 * 48), packet_bytes - 20 - 8 - 8
+    leader = struct.pack(">HHQIIIIIHH", 0, 1, device_ns, 0x01080001, 64, 48, 0, 0, 0, 0)
+    data = [pixels[at : at + block_bytes] for at in range(0, len(pixels), block_bytes)]
+    packets = [(1, leader), *((3, block) for block in data), (2, struct.pack(">II", 1, 48))]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.bind((ip, 0))
+        for number, (kind, content) in enumerate(packets):
+            sender.sendto(struct.pack(">HHI", 0, device_frame_id, kind << 24 | number) + content, ("127.0.0.1", port))
+
+
 @contextmanager
 def other_client(ip: str, dies: bool = False) -> Iterator[None]:
     """Another program that controls the camera at `ip`, until the block ends: in order, or by kill -9."""
