@@ -300,7 +300,8 @@ def _trigger(args: argparse.Namespace, endpoints: Endpoints, out: TextIO) -> int
     elif reply.accepted:
         print(f"{reply.station} accepted trigger {reply.trigger_id}: result {reply.result_id}", file=out)
     else:
-        print(f"{args.station} refused trigger {trigger_id}: {reply.reason} {reply.message}".rstrip(), file=out)
+        why = ": ".join(filter(None, (reply.reason, reply.message)))
+        print(f"{args.station} refused trigger {trigger_id}: {why}", file=out)
     return OK if reply.accepted else REFUSED
 
 
@@ -397,7 +398,8 @@ def _view_line(inspection: Inspection, view: ViewMessage, colours: bool) -> str:
     score = "-" if view.score is None else f"{view.score:.4g}"
     sign = "?" if view.score is None or view.threshold is None else "<=" if view.score <= view.threshold else "> "
     threshold = "-" if view.threshold is None else f"{view.threshold:.4g}"
-    boxes = f"{max(view.boxes_total, len(view.boxes))} boxes" if view.boxes_total or view.boxes else ""
+    count = max(view.boxes_total, len(view.boxes))
+    boxes = "" if not count else "1 box" if count == 1 else f"{count} boxes"
     if view.boxes:
         largest = view.boxes[0]
         boxes += f", {largest.w}x{largest.h} at {largest.x},{largest.y}"
@@ -443,7 +445,7 @@ def status_lines(result: Mapping[str, Any]) -> list[str]:
             lines.append(f"{name}: its status is not understood; see --all")
             continue
         ready = "takes triggers" if shown.trigger_ready else "takes NO triggers"
-        lines.append(f"{name}: {shown.state}, {ready}, {shown.mode or '-'}, last result {shown.last_seq}")
+        lines.append(f"{name}: {shown.state}, {ready}, {shown.mode or '-'}, last result no. {shown.last_seq}")
         if (c := shown.counters) is not None:
             lines.append(
                 f"  accepted {c.accepted}: ok {c.ok}, not ok {c.not_ok}, not decidable {c.not_decidable}, "
@@ -451,6 +453,7 @@ def status_lines(result: Mapping[str, Any]) -> list[str]:
                 + ("" if c.balanced else "  DO NOT ADD UP: please report this")
             )
         lines += [f"  alarm: {alarm}" for alarm in shown.alarms]
+        lines += _judging_lines(shown.details)
         for camera in shown.cameras:
             state = "connected" if camera.connected else "NOT CONNECTED"
             lines.append(f"  camera {camera.camera}: {state}, {camera.frames} frames {camera.message}".rstrip())
@@ -458,6 +461,22 @@ def status_lines(result: Mapping[str, Any]) -> list[str]:
     if isinstance(journal, dict) and journal.get("failing"):
         lines.append(f"journal: {journal['failing']}")
     return [printable(line) for line in lines]
+
+
+def _judging_lines(details: Mapping[str, Any]) -> list[str]:
+    """By what each view is judged, whether that is still as it should be, and how long it takes."""
+    recipes, ages, latency = (details.get(key) or {} for key in ("recipes", "golden_age_s", "latency_ms"))
+    if not all(isinstance(found, dict) for found in (recipes, ages, latency)):
+        return []
+    lines = []
+    for view, recipe in recipes.items():
+        right = f", golden sample right {ages[view]:.0f} s ago" if isinstance(ages.get(view), int | float) else ""
+        lines.append(f"  view {view}: judged by {recipe}{right}")
+    if all(isinstance(latency.get(name), int | float) for name in ("p50", "p99")):
+        lines.append(
+            f"  trigger to verdict: {latency['p50']:.0f} ms at the median, {latency['p99']:.0f} ms at most of 99%"
+        )
+    return lines
 
 
 def _refused(args: argparse.Namespace, out: TextIO, exc: RefusedError) -> int:

@@ -182,7 +182,8 @@ class ControlDesk:
         if name is None and len(self._stations) == 1:
             return next(iter(self._stations.values()))
         if not isinstance(name, str) or name not in self._stations:
-            raise RefusedCommandError("unknown_station", f"name a station: {', '.join(self._stations)}")
+            what = "name a station" if name is None else f"there is no station {name!r}; stations"
+            raise RefusedCommandError("unknown_station", f"{what}: {', '.join(self._stations)}")
         return self._stations[name]
 
     def _each(self, args: Mapping[str, Any], word: str, act: Callable[[Station], None]) -> dict[str, Any]:

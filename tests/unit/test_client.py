@@ -220,7 +220,7 @@ def test_status_is_printed_for_people_and_as_json(capsys: pytest.CaptureFixture[
     with daemon(ok(tree)) as flags:
         status, out, _ = run(capsys, *flags, "status")
         assert status == 0
-        assert "st1: Error, takes NO triggers, production, last result 8" in out
+        assert "st1: Error, takes NO triggers, production, last result no. 8" in out
         assert "ok 8" in out
         assert "DO NOT ADD UP" in out
         assert "alarm: camera top does not answer" in out
@@ -359,6 +359,36 @@ def test_what_was_not_judged_never_reads_like_a_verdict() -> None:
     assert missed.startswith("st1")
     assert "missed" in missed
     assert "not journaled" in missed
+
+
+def test_one_box_is_no_boxes() -> None:
+    (line,) = ctl.inspection_lines(not_ok(views=(view(evaluation="NotOK", boxes=(box(),)),)))
+    assert " 1 box, 30x40 at 10,20" in line
+
+
+def test_status_says_by_what_each_view_is_judged_and_whether_that_is_as_it_should_be() -> None:
+    status = Status(
+        line="l",
+        station="st1",
+        boot=1,
+        boot_id="b" * 32,
+        utc="2026-11-21T08:00:00Z",
+        uptime_ms=1.0,
+        state="Ready",
+        trigger_ready=True,
+    )
+    station = json.loads(status.model_dump_json())
+    station["details"] = {
+        "recipes": {"top": "flange@3", "side": "lid@1"},
+        "golden_age_s": {"top": 12.3},
+        "latency_ms": {"p50": 46.1, "p95": 70.0, "p99": 283.4},
+    }
+    lines = ctl.status_lines({"line": "l", "stations": {"st1": station}})
+    assert "  view top: judged by flange@3, golden sample right 12 s ago" in lines
+    assert "  view side: judged by lid@1" in lines
+    assert "  trigger to verdict: 46 ms at the median, 283 ms at most of 99%" in lines
+    for other in ({}, {"recipes": 3}, {"recipes": {"top": None}, "latency_ms": {"p50": "x"}}, {"golden_age_s": [1]}):
+        assert ctl.status_lines({"line": "l", "stations": {"st1": station | {"details": other}}})
 
 
 def test_several_views_get_a_line_each_and_one_for_the_part() -> None:
