@@ -19,7 +19,9 @@ from edge_daemon import logs
 from edge_daemon.client import connect
 from edge_daemon.errors import ConfigError, EdgeError, WireError
 from edge_daemon.gateway import outbox
+from edge_daemon.gateway.certificates import Validity, complaints, validity_of_file
 from edge_daemon.gateway.config import GatewayConfig, load_config
+from edge_daemon.gateway.errors import GatewayError
 from edge_daemon.gateway.registers import (
     COMMAND_ADDRESS,
     COMMANDS,
@@ -179,13 +181,15 @@ def _port_problems(config: GatewayConfig) -> list[str]:
 
 def _outbox_problems(config: GatewayConfig) -> list[str]:
     """Whether what is to be told outlives the gateway, and whether the daemon takes it; who runs it may be another."""
-    place = config.state_dir
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        return [
-            f"state_dir: {place} cannot be written by this user; what the daemon has not taken is lost at each stop"
-        ]
+    folder = config.state_dir
+    try:
+        if folder.exists() and not folder.is_dir():
+            return [f"state_dir: {folder} is no folder; what the daemon has not taken is lost at each stop"]
+        own = folder.exists() and folder.stat().st_uid == os.geteuid()
+        if own and not os.access(folder, os.W_OK | os.X_OK):
+            return [f"state_dir: {folder} cannot be written; what the daemon has not taken is lost at each stop"]
+    except OSError:
+        return []  # the unit's user alone can look into it
     try:
         waiting = outbox.count_waiting(config.state_dir)
     except EdgeError as exc:
@@ -197,13 +201,24 @@ def _outbox_problems(config: GatewayConfig) -> list[str]:
 
 
 def _opcua_problems(config: GatewayConfig) -> list[str]:
-    """Files of the OPC UA server that this user cannot read; who runs it may be another."""
+    """Files of the OPC UA server that this user cannot read (who runs it may be another), and certificates that prove
+    nothing, or soon will not."""
     opcua = config.opcua
     if opcua is None:
         return []
     users = [path for user in opcua.users.values() for path in (user.certificate, user.password)]
     named = [opcua.certificate, opcua.private_key, *opcua.viewers, *opcua.trusted, *users]
-    return [f"opcua: {path} cannot be read: is it there?" for path in named if path and not os.access(path, os.R_OK)]
+    unread = [path for path in named if path and not os.access(path, os.R_OK)]
+    found = [f"opcua: {path} cannot be read: is it there?" for path in unread]
+    certificates: dict[str, Validity] = {}
+    listed = [opcua.certificate, *opcua.viewers, *opcua.trusted, *(user.certificate for user in opcua.users.values())]
+    for path in listed:
+        if path is not None and path not in unread:
+            try:
+                certificates[str(path)] = validity_of_file(path)
+            except GatewayError as exc:
+                found.append(f"opcua: {exc}")
+    return [*found, *(f"opcua: {complaint}" for complaint in complaints(certificates, time.time()))]
 
 
 def _registers(args: argparse.Namespace, out: TextIO) -> int:

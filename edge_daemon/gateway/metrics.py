@@ -17,7 +17,7 @@ from edge_daemon.wire.messages import Delivery, Disposition
 
 Families = Iterator[Metric]
 _NS: Final = 1e9
-ALARMS: Final = ("outbox_failing", "outbox_damaged", "amendments_full")
+ALARMS: Final = ("outbox_failing", "outbox_damaged", "amendments_full", "certificate")
 """What may be wrong with the gateway itself."""
 
 
@@ -37,7 +37,7 @@ class StationReading:
 @dataclass(frozen=True, slots=True)
 class GatewayReading:
     """The gateway at one moment. malformed: messages of the daemon that could not be read; alarms: of `ALARMS`, those
-    that stand, with what is wrong."""
+    that stand, with what is wrong; certificate_ends_s: of the OPC UA server and its clients, Unix time by name."""
 
     run: str
     software: str
@@ -47,6 +47,7 @@ class GatewayReading:
     malformed: int
     opcua_dropped: int
     alarms: Mapping[str, str]
+    certificate_ends_s: Mapping[str, float]
 
 
 def station_reading(dialogue: Dialogue, now_ns: int) -> StationReading:
@@ -173,6 +174,11 @@ def _daemon(reading: GatewayReading) -> Families:
     for name in ALARMS:
         alarm.add_metric([name], name in reading.alarms)
     yield alarm
+    text = "When a certificate of the OPC UA server or of a client ends, in Unix time"
+    ends = GaugeMetricFamily("edge_gateway_certificate_end_seconds", text, labels=["certificate"])
+    for name, at_s in reading.certificate_ends_s.items():
+        ends.add_metric([name], at_s)
+    yield ends
     counts = reading.amendments
     text = "Amendments that wait for the daemon's disk"
     yield GaugeMetricFamily("edge_gateway_amendments_waiting", text, reading.amendments_waiting)

@@ -10,6 +10,7 @@ Results wait in a queue of 256; when it is full the oldest is dropped and counte
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
@@ -27,6 +28,7 @@ from asyncua.ua.attribute_ids import AttributeIds
 from asyncua.ua.object_ids import ObjectIds
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from edge_daemon.gateway.certificates import Validity, validity, validity_of_file
 from edge_daemon.gateway.config import OpcuaUserConfig
 from edge_daemon.gateway.errors import GatewayError
 from edge_daemon.gateway.opcua_users import Account, Accounts, Person, read_password
@@ -103,6 +105,8 @@ class _Viewer(SimpleRoleRuleset):
         self._permission_dict = {UserRole.Admin: reading, UserRole.User: reading, UserRole.Anonymous: set()}
 
     def check_validity(self, user: object, action_type_id: ua.NodeId, body: object) -> bool:
+        if isinstance(user, Person) and time.time() > user.until_s:
+            return False  # its certificate has expired since it came
         if action_type_id == self._WRITE:
             return isinstance(user, Person) and bool(user.may_report)
         return bool(super().check_validity(user, action_type_id, body))  # type: ignore[no-untyped-call]
@@ -144,6 +148,8 @@ class OpcuaEdge:
         self._results: deque[Inspection] = deque()
         self._blocks: Mapping[str, Block] = {}
         self.dropped = 0
+        self.certificates: dict[str, Validity] = {}
+        """By the name that people know it by: `server`, the user's, the file's."""
 
     async def open(self) -> None:
         """Raises GatewayError when a certificate cannot be read or the address cannot be had."""
@@ -164,6 +170,8 @@ class OpcuaEdge:
                 await server.stop()
             raise GatewayError(f"the OPC UA server cannot serve at {self._endpoint}: {exc}") from exc
         self._server = server
+        if self._certificate is not None:
+            self.certificates = {"server": validity_of_file(self._certificate), **self.certificates}
 
     async def close(self) -> None:
         """May be called twice."""
@@ -201,14 +209,22 @@ class OpcuaEdge:
     async def _users(self) -> Accounts:
         if self._certificate is None:
             return Accounts((), None, anonymous=self._anonymous is not False)
-        accounts = [Account(str(path), "viewer", await _certificate(path)) for path in self._viewers]
+        valid: dict[bytes, tuple[str, Validity]] = {}
+
+        async def listed(path: Path, name: str) -> bytes:
+            certificate = await _certificate(path)
+            valid[certificate] = name, validity(certificate)
+            return certificate
+
+        accounts = [Account(str(path), "viewer", await listed(path, path.name)) for path in self._viewers]
         for name, user in self._known.items():
-            own = await _certificate(user.certificate) if user.certificate is not None else None
+            own = await listed(user.certificate, name) if user.certificate is not None else None
             password = read_password(user.password) if user.password is not None else None
             accounts.append(Account(name, user.role, own, password))
-        trusted = [await _certificate(path) for path in self._trusted]
+        trusted = [await listed(path, path.name) for path in self._trusted]
         trusted += [account.certificate for account in accounts if account.certificate is not None]
-        return Accounts(accounts, trusted, anonymous=self._anonymous is True)
+        self.certificates = dict(valid.values())
+        return Accounts(accounts, trusted, anonymous=self._anonymous is True, valid=valid)
 
     async def _before_write(self, event: Any, _dispatcher: object) -> None:
         """A report is taken before its value is written: what is refused is not shown either."""

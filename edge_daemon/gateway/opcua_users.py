@@ -15,13 +15,14 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncua.crypto.permission_rules import User, UserRole
 
+from edge_daemon.gateway.certificates import Validity
 from edge_daemon.gateway.config import OpcuaRole
 from edge_daemon.gateway.errors import GatewayError
 from edge_daemon.gateway.words import Disposition
@@ -47,11 +48,12 @@ _REFUSED_NS: Final = 30_000_000_000
 
 @dataclass
 class Person(User):
-    """Who is connected. may_report: dispositions."""
+    """Who is connected. may_report: dispositions; until_s: end of the certificate that proves it, Unix time."""
 
     role: UserRole = UserRole.User
     name: str | None = None
     may_report: frozenset[int] = frozenset()
+    until_s: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class Accounts:
 
     trusted: DER certificates that may open a connection; None where connections are not encrypted, on this PC only
     anonymous: whether a client that names nobody may look
+    valid: from when until when each trusted certificate is, with the name that people know it by
+    now_s: Unix time: certificates are about the clock on the wall
     """
 
     def __init__(
@@ -83,7 +87,11 @@ class Accounts:
         trusted: Collection[bytes] | None,
         anonymous: bool,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        valid: Mapping[bytes, tuple[str, Validity]] | None = None,
+        now_s: Callable[[], float] = time.time,
     ) -> None:
+        self._valid = dict(valid or {})
+        self._now_s = now_s
         self._by_name = {account.name: account for account in accounts if account.password is not None}
         self._by_certificate = {a.certificate: a for a in accounts if a.certificate is not None}
         self._trusted = None if trusted is None else frozenset(trusted)
@@ -102,6 +110,12 @@ class Accounts:
         who = self._who(username, password, bytes(certificate) if certificate is not None else None)
         if who is None:
             log.warning("OPC UA: a client is refused%s", f", it says it is {username!r}"[:80] if username else "")
+        elif certificate is not None and bytes(certificate) in self._valid:
+            name, its = self._valid[bytes(certificate)]
+            if why := its.objection(self._now_s()):
+                log.warning("OPC UA: the client of certificate %s is refused: it %s", name, why)
+                return None
+            who.until_s = its.ends_s
         return who
 
     def _who(self, username: str | None, password: str | None, certificate: bytes | None) -> Person | None:

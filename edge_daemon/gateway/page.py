@@ -81,14 +81,15 @@ _DIALOGUE: Final = """\
 
 Whether the PLC took each verdict (`delivery`), and what it reports of the part (`disposition`), is added to the part's
 record on the line PC, each once: see [Records](records.md). A part that is reported as PASSED or GATE_FAILURE although
-no OK was shown for it is the alarm `passed_without_ok`, which stands until `edge-ctl acknowledge`. What the daemon has not taken yet waits in the gateway's own
-file (`state_dir`), also across a restart or a `kill -9` of either, up to 20,000 entries (five minutes at 30 parts a
-second); past that the oldest deliveries are dropped first, and the alarm `amendments_full` says so. The file is written
-beside the dialogue: the answer to a Modbus request does not wait for it (a `kill -9` in the few milliseconds after the
-answer loses the report, a power cut what the last second said), Good of the OPC UA server does. Where it cannot be
-written (`outbox_failing`) or is damaged (`outbox_damaged`: set aside, what can be read of it is told) the line runs on:
-both are in the log and in the metric `edge_gateway_alarm`. A report on a part that this start of the gateway did not
-trigger is counted only.
+no OK was shown for it is the alarm `passed_without_ok`, which stands until `edge-ctl acknowledge`.
+
+What the daemon has not taken yet waits in the gateway's own file (`state_dir`), also across a restart or a `kill -9`
+of either, up to 20,000 entries (five minutes at 30 parts a second); past that the oldest deliveries are dropped
+first, and the alarm `amendments_full` says so. The file is written beside the dialogue: the answer to a Modbus
+request does not wait for it (a `kill -9` in the few milliseconds after the answer loses the report, a power cut what
+the last second said), Good of the OPC UA server does. Where it cannot be written (`outbox_failing`) or is damaged
+(`outbox_damaged`: set aside, what can be read of it is told) the line runs on: both are in the log and in the metric
+`edge_gateway_alarm`. A report on a part that this start of the gateway did not trigger is counted only.
 
 Ids are the PLC's own. 0 is none; after 4294967295 comes 1; a restarted PLC may begin with any. An id that is still in
 use is refused, and the older part's result withdrawn. Each scan takes two requests, so that some twenty parts a
@@ -201,6 +202,9 @@ it listens on 127.0.0.1, for reading.
 | viewer | browse, read, subscribe |
 | operator | also write `Disposition` with REMOVED: a part was taken off by hand |
 | plc | also write `Disposition` with every code, where the PLC reports here and not by Modbus |
+
+A certificate that has expired or is not valid yet opens nothing, and ends what it has opened; 30 days before the end of
+any of them, the server's included, the alarm `certificate` (`edge_gateway_alarm`) and `edge-gateway check` say so.
 
 A client is its certificate, or a name with a password over a connection whose certificate is listed. Five wrong
 passwords in a row refuse that name for 30 s. `Disposition` is one value, an array of two: Acquisition Id and code, as

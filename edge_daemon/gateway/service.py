@@ -17,6 +17,7 @@ from edge_daemon import __version__
 from edge_daemon.edges.scrapes import MetricsServer
 from edge_daemon.errors import EdgeError
 from edge_daemon.gateway.amendments import AmendmentQueue, amendment
+from edge_daemon.gateway.certificates import complaints
 from edge_daemon.gateway.config import GatewayConfig
 from edge_daemon.gateway.dialogue import (
     AskDaemon,
@@ -216,6 +217,9 @@ class Gateway:
             amendments=self._link.amendments.stats(),
             amendments_waiting=len(self._link.amendments),
             alarms=self.alarms,
+            certificate_ends_s={
+                name: its.ends_s for name, its in (self._opcua.certificates if self._opcua else {}).items()
+            },
             malformed=self._link.malformed,
             opcua_dropped=self._opcua.dropped if self._opcua is not None else 0,
         )
@@ -228,8 +232,12 @@ class Gateway:
     @property
     def alarms(self) -> Mapping[str, str]:
         """What an operator must know of the gateway itself, by name."""
-        full = self._link.amendments.alarm
-        return {**self._outbox.alarms, **({"amendments_full": full} if full else {})}
+        certificates = self._opcua.certificates if self._opcua is not None else {}
+        found = {
+            "amendments_full": self._link.amendments.alarm,
+            "certificate": "; ".join(complaints(certificates, time.time())),
+        }
+        return {**self._outbox.alarms, **{name: text for name, text in found.items() if text}}
 
     def _told(self, station: str, tell: Tell) -> None:
         utc = datetime.now(UTC).isoformat(timespec="milliseconds")

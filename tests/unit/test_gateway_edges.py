@@ -293,7 +293,7 @@ def test_check_says_that_no_daemon_speaks(tmp_path: Path, capsys: pytest.Capture
 def test_check_names_files_of_the_opcua_server_that_are_not_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "own.der").write_bytes(b"")
+    (tmp_path / "own.der").write_bytes(b"no certificate")
     opcua = (
         '[opcua]\ncertificate = "own.der"\nprivate_key = "own.pem"\ntrusted = ["panel.der"]\n'
         '[opcua.users.anna]\nrole = "operator"\npassword = "anna.password"\n'
@@ -301,7 +301,22 @@ def test_check_names_files_of_the_opcua_server_that_are_not_there(
     assert main(["check", "--config", str(written(tmp_path, opcua + GOOD)), "--timeout", "0.1", "--json"]) == 1
     told = [p for p in json.loads(capsys.readouterr().out)["problems"] if p.startswith("opcua")]
     missing = ("own.pem", "panel.der", "anna.password")
-    assert told == [f"opcua: {tmp_path / name} cannot be read: is it there?" for name in missing]
+    assert told[:3] == [f"opcua: {tmp_path / name} cannot be read: is it there?" for name in missing]
+    assert len(told) == 4
+    assert f"{tmp_path / 'own.der'} is no certificate in DER or PEM" in told[3]
+
+
+def test_check_says_where_what_is_to_be_told_cannot_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "state").write_text("")
+    text = 'state_dir = "state"\n' + GOOD
+    assert main(["check", "--config", str(written(tmp_path, text)), "--timeout", "0.1", "--json"]) == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert any(f"state_dir: {tmp_path / 'state'} is no folder" in problem for problem in problems)
+    (tmp_path / "state").unlink()
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "outbox.sqlite").write_bytes(b"garbage" * 100)
+    assert main(["check", "--config", str(written(tmp_path, text)), "--timeout", "0.1", "--json"]) == 1
+    assert any("outbox.sqlite" in problem for problem in json.loads(capsys.readouterr().out)["problems"])
 
 
 def test_a_wrong_configuration_ends_with_the_status_that_systemd_does_not_restart(

@@ -1,19 +1,33 @@
 """What an OPC UA client sees of the gateway, and what it may not."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asyncua import Client, ua
 from asyncua.crypto.cert_gen import setup_self_signed_certificate
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from edge_daemon.gateway.certificates import Validity, complaints
 from edge_daemon.gateway.config import OpcuaUserConfig
 from edge_daemon.gateway.errors import GatewayError
-from edge_daemon.gateway.opcua import NAMESPACE, RESULT_FIELDS, STATES, OpcuaEdge, result_values, state_values
+from edge_daemon.gateway.opcua import (
+    NAMESPACE,
+    RESULT_FIELDS,
+    STATES,
+    OpcuaEdge,
+    _Viewer,
+    result_values,
+    state_values,
+)
 from edge_daemon.gateway.opcua_users import Account, Accounts, read_password
 from edge_daemon.gateway.words import Bits, Block, Disposition, ErrorCode
 from tests.daemon import free_ports
@@ -107,7 +121,7 @@ class Guarded:
         return False
 
 
-def guarded(folder: Path, talk: Callable[[Guarded], Awaitable[None]]) -> None:
+def guarded(folder: Path, talk: Callable[[Guarded], Awaitable[None]], more_viewers: Collection[Path] = ()) -> None:
     async def all_of_it() -> None:
         certificates = {}
         for name in ("server", "friend", "panel", "plc", "stranger"):
@@ -126,7 +140,7 @@ def guarded(folder: Path, talk: Callable[[Guarded], Awaitable[None]]) -> None:
             at.url,
             ["st1"],
             *certificates["server"],
-            viewers=[certificates["friend"][0]],
+            viewers=[certificates["friend"][0], *more_viewers],
             trusted=[certificates["panel"][0]],
             users=users,
             on_report=at.take,
@@ -227,6 +241,68 @@ def test_a_report_that_would_not_outlive_the_gateway_is_not_acknowledged(tmp_pat
         assert at.reports == [("st1", 7, Disposition.PASSED)]
 
     guarded(tmp_path, talk)
+
+
+def made_out(folder: Path, name: str, from_days: int, to_days: int) -> Path:
+    """A certificate that is valid from so many days from now until so many."""
+    key, now = rsa.generate_private_key(public_exponent=65537, key_size=2048), datetime.now(UTC)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    uri = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(NAMESPACE)])
+    made = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), 7)
+        .not_valid_before(now + timedelta(days=from_days))
+        .not_valid_after(now + timedelta(days=to_days))
+        .add_extension(uri, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / f"{name}.der"
+    path.write_bytes(made.public_bytes(Encoding.DER))
+    (folder / f"{name}.pem").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+    )
+    return path
+
+
+def test_a_certificate_out_of_its_time_opens_nothing_and_its_name_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, young = made_out(tmp_path, "old", -30, -1), made_out(tmp_path, "young", 1, 30)
+    good = made_out(tmp_path, "good", -1, 300)
+
+    async def talk(at: Guarded) -> None:
+        at.certificates |= {path.stem: (path, path.with_suffix(".pem")) for path in (old, young, good)}
+        assert await at.talk("good", reads) is False
+        assert await at.refused("old", reads)
+        assert await at.refused("young", reads)
+        assert await at.refused("old", reads, "anna", PASSWORD)
+
+    guarded(tmp_path, talk, more_viewers=[old, young, good])
+    assert "old.der is refused: it has expired on" in caplog.text
+    assert "young.der is refused: it is not valid before" in caplog.text
+
+
+def test_a_session_ends_with_its_certificate() -> None:
+    now = [1_000.0]
+    valid = {b"cert": ("mes.der", Validity(500.0, 2_000.0))}
+    accounts = Accounts([Account("mes", "viewer", b"cert")], [b"cert"], False, valid=valid, now_s=lambda: now[0])
+    person = accounts.get_user(None, certificate=b"cert")  # type: ignore[arg-type]
+    assert person is not None
+    assert person.until_s == 2_000.0
+    read = ua.NodeId(ua.Int32(ua.ObjectIds.ReadRequest_Encoding_DefaultBinary))
+    assert not _Viewer().check_validity(person, read, None), "by the clock on the wall it has expired long ago"
+    person.until_s = float("inf")
+    assert _Viewer().check_validity(person, read, None)
+    for now[0] in (499.0, 2_001.0):
+        assert accounts.get_user(None, certificate=b"cert") is None  # type: ignore[arg-type]
+
+
+def test_people_are_told_of_certificates_that_end_within_a_month() -> None:
+    day = 86_400.0
+    named = {"server": Validity(0, 100 * day), "mes.der": Validity(90 * day, 200 * day)}
+    assert complaints(named, 60 * day)[0].startswith("the certificate mes.der is not valid before 1970-04-01")
+    assert complaints(named, 69 * day)[1:] == []
+    assert "server expires on 1970-04-11" in complaints(named, 91 * day)[0]
+    assert "server has expired on 1970-04-11" in complaints(named, 101 * day)[0]
 
 
 # --- who is who, without a network --------------------------------------------------------------------------------
