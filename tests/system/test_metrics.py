@@ -177,6 +177,20 @@ def test_the_documentation_names_every_metric_and_no_other(both: Page) -> None:
     assert {name for name in exported if name.startswith("edge_")} == told
 
 
+def test_the_dashboard_can_be_read() -> None:
+    """Lines of two PCs, or of two stations of one, do not bear the same name; tables show columns, not a series."""
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        assert panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        for target in panel["targets"]:
+            grouped = re.search(r"by \(([^)]*)\)", target["expr"])
+            if panel["type"] == "table":
+                assert (target["format"], target["instant"]) == ("table", True), panel["title"]
+            elif grouped is not None and panel["type"] != "heatmap":
+                named = re.findall(r"{{(\w+)}}", target["legendFormat"])
+                assert set(named) == set(grouped[1].split(", ")) - {"le"}, (panel["title"], named)
+
+
 def test_there_are_queries_to_look_at() -> None:
     found = [where for where, _ in expressions()]
     assert sum(where.startswith("alert") for where in found) == ALERTS.read_text().count("- alert:") >= 8
