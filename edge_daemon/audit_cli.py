@@ -72,7 +72,9 @@ def _text(entry: "AuditEntry") -> str:
     who = " ".join(word for word in (entry.who, entry.role, entry.address) if word)
     arguments = f" {json.dumps(entry.args)}" if entry.args else ""
     times = f" ({entry.times} times)" if entry.times > 1 else ""
-    why = f": {entry.code} {entry.message}".rstrip() if entry.code or entry.message else ""
+    # `failed`, the code of a slow command, says no more than the outcome.
+    code = entry.code if entry.code != entry.outcome else ""
+    why = "".join(f": {word}" for word in (code, entry.message) if word)
     text = f"{entry.utc}  {who}  {entry.command}{arguments} {entry.outcome}{times}{why}"
     return "".join(c if c.isprintable() else "?" for c in text)  # names and reasons come from outside
 

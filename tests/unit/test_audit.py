@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_daemon import cli
-from edge_daemon.edges.audit import AuditEntry, AuditError, AuditTrail, ControlAudit, read_trail
+from edge_daemon import audit_cli, cli
+from edge_daemon.edges.audit import AuditEntry, AuditError, AuditTrail, ControlAudit, Outcome, read_trail
 from edge_daemon.edges.door import LOCAL, Peer
 from edge_daemon.wire.messages import ControlFault, ControlReply, ControlRequest, JobState
 
@@ -168,3 +168,17 @@ def test_large_arguments_are_not_kept(told: Told, tmp_path: Path) -> None:
 def test_a_trail_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(AuditError, match="cannot be opened"):
         Told(tmp_path / "missing" / "audit.jsonl").trail.open()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "message", "told"),
+    [
+        ("failed", "failed", "there is no recipe 'x'", "activate failed: there is no recipe 'x'"),
+        ("failed", "unknown_station", "there is no station", "activate failed: unknown_station: there is no station"),
+        ("done", "", "job 56c6", "activate done: job 56c6"),
+        ("done", "", "", "activate done"),
+    ],
+)
+def test_an_entry_reads_as_a_sentence(outcome: Outcome, code: str, message: str, told: str) -> None:
+    entry = AuditEntry(1, "2026-11-21T08:00:00Z", "eva", "", "", "activate", outcome, {}, code=code, message=message)
+    assert audit_cli._text(entry).endswith(f"  {told}")
