@@ -62,8 +62,8 @@ def check_requirements(out: Path) -> None:
     missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
     if missing:
         raise ReportError(
-            f"the report needs {' and '.join(missing)}: pip install 'edge-daemon[export]', "
-            "or leave --report out and take the figures from --json"
+            f"the report needs {' and '.join(missing)}: pip install {' '.join(missing)} (it takes no torch), or leave "
+            "--report out and take the figures from --json"
         )
     if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise ReportError(f"the report cannot be written to {out}: give a file name in a folder that exists")

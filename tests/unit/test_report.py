@@ -176,7 +176,7 @@ def test_more_pictures_than_can_be_shown_are_counted_and_the_worst_stay(tmp_path
 
 def test_without_the_extra_the_report_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(export.report, "find_spec", lambda name: None if name == "matplotlib" else object())
-    with pytest.raises(ReportError, match=r"needs matplotlib: pip install 'edge-daemon\[export\]'"):
+    with pytest.raises(ReportError, match=r"needs matplotlib: pip install matplotlib \(it takes no torch\)"):
         check_requirements(tmp_path / "report.html")
 
 
