@@ -3,12 +3,18 @@
 Both blocks are whole or not at all: the command block is written in one request (functions 16 and 23), the result
 block read in one (3, 4 and 23). A request that touches only a part of one is refused, and so a block is never torn.
 What is read is made at the moment of reading: an OK that ran out of time a microsecond before is gone.
+
+At most `MOST_CONNECTIONS` are open; one more closes the one that has been silent for longest. So a PLC that was
+switched off, or whose cable was pulled, leaves nothing behind that keeps it out one day, and neither does who only
+connects.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Protocol
 
 from pymodbus.constants import ExcCodes
+from pymodbus.pdu import ExceptionResponse
 from pymodbus.server import ModbusTcpServer
 from pymodbus.server.requesthandler import ServerRequestHandler
 from pymodbus.simulator import DataType, SimData, SimDevice
@@ -27,6 +33,13 @@ from edge_daemon.gateway.words import Block, Command
 # Read holding or input registers, write multiple registers, both in one request; no coils.
 _READS: Final = (3, 4, 23)
 _WRITES: Final = (16, 23)
+_SERVED: Final = frozenset((*_READS, *_WRITES))
+_READ_AND_WRITE: Final = 23
+MOST_CONNECTIONS: Final = 16
+"""A PLC has one, perhaps one for each station; the rest is for people who look."""
+_WHOLE: Final = frozenset(
+    {(RESULT_ADDRESS, RESULT_WORDS), *((COMMAND_ADDRESS, length) for length in COMMAND_LENGTHS)},
+)
 
 
 class PlcSide(Protocol):
@@ -118,8 +131,7 @@ def _write(station: PlcSide, address: int, values: list[int]) -> ExcCodes | None
 
 
 def _read(station: PlcSide, start: int, address: int, count: int, registers: list[int]) -> ExcCodes | None:
-    whole = {(RESULT_ADDRESS, RESULT_WORDS), *((COMMAND_ADDRESS, length) for length in COMMAND_LENGTHS)}
-    if (address, count) not in whole:
+    if (address, count) not in _WHOLE:
         return ExcCodes.ILLEGAL_ADDRESS
     if address == RESULT_ADDRESS:
         at = RESULT_ADDRESS - start
@@ -133,6 +145,8 @@ class _Server(ModbusTcpServer):
     def __init__(self, clients: frozenset[str], devices: list[SimDevice], address: tuple[str, int]) -> None:
         super().__init__(devices, address=address)
         self.clients = clients
+        # By when they were heard, the silent ones first.
+        self.connected: OrderedDict[_Connection, None] = OrderedDict()
 
     def callback_new_connection(self) -> ServerRequestHandler:
         return _Connection(self, self.trace_packet, self.trace_pdu, self.trace_connect)  # type: ignore[no-untyped-call]
@@ -145,3 +159,40 @@ class _Connection(ServerRequestHandler):
         peer = self.transport.get_extra_info("peername") if self.transport else None
         if owner.clients and (peer is None or peer[0] not in owner.clients):
             self.close()
+            return
+        owner.connected[self] = None
+        while len(owner.connected) > MOST_CONNECTIONS:
+            silent, _ = owner.connected.popitem(last=False)
+            silent.close()
+
+    def callback_disconnected(self, exc: Exception | None) -> None:
+        owner: Any = self.server
+        owner.connected.pop(self, None)
+        super().callback_disconnected(exc)
+
+    def callback_data(self, data: bytes, addr: tuple[Any, ...] | None = None) -> int:
+        owner: Any = self.server
+        if self in owner.connected:
+            owner.connected.move_to_end(self)
+        return super().callback_data(data, addr)
+
+    async def handle_request(self) -> None:
+        """What is not served is refused before any of it is done: pymodbus would answer diagnostics and the like by
+        itself, and write the one half of a request whose other half is refused."""
+        request: Any = self.last_pdu
+        refusal = _refusal(request) if request else None
+        if refusal is None:
+            await super().handle_request()  # type: ignore[no-untyped-call]
+            return
+        response = ExceptionResponse(
+            request.function_code, refusal, device_id=request.dev_id, transaction=request.transaction_id
+        )
+        self.server_send(response, self.last_addr)  # type: ignore[no-untyped-call]
+
+
+def _refusal(request: Any) -> ExcCodes | None:
+    if request.function_code not in _SERVED:
+        return ExcCodes.ILLEGAL_FUNCTION
+    if request.function_code == _READ_AND_WRITE and (request.read_address, request.read_count) not in _WHOLE:
+        return ExcCodes.ILLEGAL_ADDRESS
+    return None

@@ -39,6 +39,9 @@ NAMESPACE: Final = "urn:edge-daemon:gateway"
 
 _PERIOD_S: Final = 0.1
 _RESULTS_QUEUE: Final = 256
+MOST_CONNECTIONS: Final = 32
+_ACTIVATION_S: Final = 10.0
+_MOST_MESSAGE_BYTES: Final = 1024 * 1024
 _EVALUATIONS: Final = {"Undefined": 0, "OK": 1, "NotOK": 2, "NotDecidable": 3}
 _RESULT_STATES: Final = {"Completed": 1, "Aborted": 3, "Failed": 4}
 
@@ -160,6 +163,7 @@ class OpcuaEdge:
         server.set_server_name("edge-gateway")
         await server.set_application_uri(NAMESPACE)
         server.allow_remote_admin(False)
+        _bound(server)
         try:
             await self._secure(server)
             await self._add_nodes(server)
@@ -282,6 +286,18 @@ class OpcuaEdge:
             node, kind = entry
             await node.write_value(ua.Variant(value, kind))
             self._written[station, name] = value
+
+
+def _bound(server: Server) -> None:
+    """The PLC's server is in the same process, with the same loop, memory and descriptors: what strangers can take of
+    them is little. asyncua's own bounds are 1,000 connections, 30 s and 100 MB."""
+    server.iserver.max_connections = MOST_CONNECTIONS
+    server.iserver.max_pending_activation_seconds = _ACTIVATION_S
+    server.iserver.max_pending_messages_per_connection = 64
+    server.iserver.max_subscriptions = 4 * MOST_CONNECTIONS
+    server.iserver.max_monitored_item_queue_size = 1_000
+    server.limits.max_message_size = _MOST_MESSAGE_BYTES
+    server.limits.max_chunk_count = _MOST_MESSAGE_BYTES // server.limits.max_recv_buffer + 1
 
 
 def state_values(block: Block) -> dict[str, Any]:

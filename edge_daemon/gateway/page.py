@@ -108,7 +108,8 @@ window of this PC's monotonic clock.
   **moved** within a time T that is shorter than the way from camera to gate.
 - **Measure the time from raising Trigger to Trigger Ack**, and reject the part if it was longer than the part may lie
   before the picture is of something else: a request that the network held up triggers late.
-- One request at a time: wait for its answer, or close the connection, before the next.
+- One request at a time: wait for its answer, or close the connection, before the next. Of more than 16 connections the
+  one that has been silent for longest is closed.
 - Write the whole command block every cycle: that is the PLC's sign of life (`plc_timeout_ms`). Read the whole result
   block in one request. A read that fails is a cycle without news, not a reason to keep what was read before.
 - Begin with Trigger Enable low after every start of the PLC, and track no part across it.

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import struct
 from collections.abc import Callable, Coroutine
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from edge_daemon.errors import ConfigError
 from edge_daemon.gateway.cli import main
 from edge_daemon.gateway.config import load_config
 from edge_daemon.gateway.errors import GatewayError
-from edge_daemon.gateway.modbus import ModbusEdge
+from edge_daemon.gateway.modbus import MOST_CONNECTIONS, ModbusEdge
 from edge_daemon.gateway.page import gateway_page
 from edge_daemon.gateway.registers import (
     COMMAND_WORDS,
@@ -193,6 +194,82 @@ def test_garbage_and_half_requests_of_others_do_not_keep_the_plc_out() -> None:
             assert decode_block(answer.registers) == station.shown
             writer.transport.abort()
         assert station.commands == []
+
+    assert serve(talk) == []
+
+
+def test_no_function_but_the_four_is_answered_and_a_request_that_is_refused_has_done_nothing() -> None:
+    async def talk(client: AsyncModbusTcpClient, station: Station) -> None:
+        served = {3, 4, 16, 23}
+        for function in range(1, 128):
+            for body in (b"\0\0\0\1", b"\0\4\0\0", b"\x0e\1\0", b""):  # 8/4: be silent from now on
+                if function not in served:
+                    answer = await raw(client, struct.pack(">HHHBB", 7, 0, len(body) + 2, 3, function) + body)
+                    assert answer[7:8] in (b"", bytes([function | 0x80]), b"\x80"), (function, body, answer)
+        torn = await client.readwrite_registers(
+            read_address=RESULT_ADDRESS,
+            read_count=5,
+            write_address=0,
+            values=encode_command(Command(trigger=True)),
+            device_id=3,
+        )
+        assert torn.isError()
+        assert station.commands == []
+        answer = await client.read_holding_registers(RESULT_ADDRESS, count=RESULT_WORDS, device_id=3)
+        assert decode_block(answer.registers) == station.shown
+
+    assert serve(talk) == []
+
+
+async def raw(client: AsyncModbusTcpClient, request: bytes) -> bytes:
+    """What comes back on a connection of its own, empty for nothing; the server is asked something else meanwhile."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.comm_params.port)
+    try:
+        # Something that is answered comes after it: an answer to the first is there by then.
+        writer.write(request)
+        await writer.drain()
+        await client.read_holding_registers(RESULT_ADDRESS, count=RESULT_WORDS, device_id=3)
+        await client.read_holding_registers(RESULT_ADDRESS, count=RESULT_WORDS, device_id=3)
+        writer.write_eof()
+        return await asyncio.wait_for(reader.read(300), 5)
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "request_hex",
+    [
+        "0001000100110310000000060c000100000000000900000000",  # another protocol
+        "0001000000000310000000060c000100000000000900000000",  # no length
+        "000100000003031000",  # shorter than it says
+        "00010000ffff0310000000060c000100000000000900000000",
+        "0001000000130310000000060400010000000000090000",  # fewer bytes than registers
+        "0001000000130310000000020c000100000000000900000000",  # more bytes than registers
+        "0001000000130010000000060c000100000000000900000000",  # to everybody
+        "000100000013ff10000000060c000100000000000900000000",  # to unit 255
+        "0001000000130410000000060c000100000000000900000000",  # to a station that there is not
+    ],
+)
+def test_no_crooked_request_is_a_command_and_no_unit_stands_for_another(request_hex: str) -> None:
+    async def talk(client: AsyncModbusTcpClient, station: Station) -> None:
+        await raw(client, bytes.fromhex(request_hex))
+        assert station.commands == []
+
+    assert serve(talk) == []
+
+
+def test_who_connects_and_never_speaks_is_closed_and_the_plc_that_speaks_is_not() -> None:
+    async def talk(client: AsyncModbusTcpClient, station: Station) -> None:
+        silent = []
+        for _ in range(64):
+            silent.append(await asyncio.open_connection("127.0.0.1", client.comm_params.port))
+            assert not (await client.write_registers(0, encode_command(Command()), device_id=3)).isError()
+        assert len(station.commands) == 64
+        for reader, writer in silent[: 64 - MOST_CONNECTIONS + 1]:
+            assert await asyncio.wait_for(reader.read(1), 5) == b"", "closed"
+            writer.close()
+        for _, writer in silent[64 - MOST_CONNECTIONS + 1 :]:
+            writer.close()
 
     assert serve(talk) == []
 

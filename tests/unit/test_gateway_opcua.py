@@ -1,6 +1,8 @@
 """What an OPC UA client sees of the gateway, and what it may not."""
 
 import asyncio
+import contextlib
+import struct
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,6 +22,7 @@ from edge_daemon.gateway.certificates import Validity, complaints
 from edge_daemon.gateway.config import OpcuaUserConfig
 from edge_daemon.gateway.errors import GatewayError
 from edge_daemon.gateway.opcua import (
+    MOST_CONNECTIONS,
     NAMESPACE,
     RESULT_FIELDS,
     STATES,
@@ -79,6 +82,49 @@ def test_a_client_reads_states_and_results_and_can_write_neither() -> None:
             await client.nodes.objects.add_object(index, "intruder")
 
     serve(talk)
+
+
+def test_who_connects_and_says_nothing_takes_no_more_than_some_connections_and_a_client_of_before_is_served() -> None:
+    async def talk(client: Client, _edge: OpcuaEdge) -> None:
+        host, port = client.server_url.hostname, client.server_url.port
+        silent = [await asyncio.open_connection(host, port) for _ in range(MOST_CONNECTIONS + 20)]
+        refused = silent[MOST_CONNECTIONS:]
+        for reader, _ in refused:
+            assert await asyncio.wait_for(reader.read(1), 5) == b"", "closed"
+        assert await values(client, ["Online"]) == [False]
+        for _, writer in silent:
+            writer.close()
+
+    serve(talk)
+
+
+def test_a_message_without_end_is_not_collected() -> None:
+    async def talk(client: Client, _edge: OpcuaEdge) -> None:
+        reader, writer = await asyncio.open_connection(client.server_url.hostname, client.server_url.port)
+        policy = b"http://opcfoundation.org/UA/SecurityPolicy#None"
+        security = struct.pack("<i", len(policy)) + policy + struct.pack("<ii", -1, -1)
+        url = b"opc.tcp://127.0.0.1"
+        hello = struct.pack("<IIIII", 0, 65_535, 65_535, 0, 0) + struct.pack("<i", len(url)) + url
+        writer.write(b"HELF" + struct.pack("<I", 8 + len(hello)) + hello)
+        assert (await asyncio.wait_for(reader.read(100), 5))[:3] == b"ACK"
+        with contextlib.suppress(ConnectionError):
+            for number in range(40):  # each a piece of one message, 60 kB
+                chunk = struct.pack("<I", 0) + security + struct.pack("<II", number + 1, 1) + bytes(60_000)
+                writer.write(b"OPNC" + struct.pack("<I", 8 + len(chunk)) + chunk)
+                await writer.drain()
+        assert b"ERR" in await told(reader)
+        writer.close()
+        assert await values(client, ["Online"]) == [False]
+
+    serve(talk)
+
+
+async def told(reader: asyncio.StreamReader) -> bytes:
+    """What came until the connection was closed."""
+    try:
+        return await asyncio.wait_for(reader.read(4_096), 5)
+    except ConnectionError:
+        return b"ERR"
 
 
 PASSWORD = "a long enough word"
