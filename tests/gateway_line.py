@@ -29,6 +29,8 @@ import torch
 from numpy.typing import NDArray
 
 from edge_daemon.artefact.store import Store
+from edge_daemon.edges.journal_tools import Wanted, find
+from edge_daemon.gateway.outbox import count_waiting
 from edge_daemon.gateway.words import Verdict
 from edge_daemon.simulation.defects import DefectScript
 from edge_daemon.simulation.render import Scene
@@ -338,6 +340,10 @@ def run_line(
     gateway = GatewayProcess(folder / "gateway", daemon.endpoints, GATEWAY, 'clients = ["127.0.0.1"]', plc)
     with daemon, gateway, beside(daemon, gateway):
         line = _faults_happen(daemon, gateway, plan, parts)
+        give_up_s = time.monotonic() + _PATIENCE_S
+        while waiting := count_waiting(folder / "gateway" / "state"):
+            assert time.monotonic() < give_up_s, f"{waiting} amendments are not on record"
+            time.sleep(0.05)
     return line, daemon.records()
 
 
@@ -481,6 +487,7 @@ def check_line(line: Line, records: list[dict[str, Any]], reference: Reference, 
             if fault is quiet:
                 why[f"{_word(part)}, {_what_happened(own)} {_since(faults, part)}"] += 1
     text = table([quiet, *faults], line, records, in_quiet, why)
+    text += "\n" + check_dispositions(line, by_part)
     keep(text, f"gateway-line-{len(parts) // 100 * 100}" if line.faults else "gateway-line-attacked")
 
     assert sum(f.wrong for f in (quiet, *faults)) == 0, text
@@ -496,6 +503,30 @@ def check_line(line: Line, records: list[dict[str, Any]], reference: Reference, 
     overloaded = os.getloadavg()[1] > (os.cpu_count() or 1)
     assert quiet.needless <= max(2, len(parts) * max(needless_share, 0.1 if overloaded else 0.0)), text
     return text
+
+
+def check_dispositions(line: Line, by_part: dict[int, list[dict[str, Any]]]) -> str:
+    """Asserts that no record says of its part what the conveyor did not do, and that each says it whose part was
+    reported to the gateway that had triggered it; and that nobody was alarmed by a part that had its OK."""
+    state = line.daemon.folder / "state"
+    on_record: dict[str, list[str]] = {}
+    for record in find(state / "journal.sqlite", Wanted(station="st1")):
+        words = [a.body["what"] for a in record.amendments if a.kind == "disposition"]
+        on_record[record.inspection.trigger_id] = words
+    kills_s = [fault.began_s for fault in line.faults if fault.name == "gateway_killed"]
+    right, without = 0, 0
+    for part in line.conveyor.parts:
+        truth = "passed" if part.passed else "rejected"
+        told = [word for record in by_part[part.number] for word in on_record[record["trigger_id"]]]
+        assert told in ([], [truth]), f"part {part.number}: its record says {told}, the conveyor {truth}"
+        right, without = right + bool(told), without + (not told and bool(by_part[part.number]))
+        if part.reported_s is not None and by_part[part.number]:
+            # Half a second: a report may be answered, and its gateway killed, before its file has it.
+            killed = any(part.at_eye_s - 0.1 <= kill_s <= part.reported_s + 0.5 for kill_s in kills_s)
+            assert told or killed, f"part {part.number}: its record does not say that it was {truth}"
+    assert right > len(line.conveyor.parts) // 2
+    assert not (state / "standing-alarms.json").exists()
+    return f"{right} records say what became of their part, as the conveyor did; {without} say nothing"
 
 
 def _in_time(records: list[dict[str, Any]]) -> bool:

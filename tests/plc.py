@@ -3,10 +3,12 @@
 The scan cycle writes the whole command block and reads the whole result block, as a PLC's does. Parts come at an even
 pace, are triggered at the photo-eye, tracked by their id, and reach the gate a fixed time later: there the PLC lets a
 part pass only if it has taken the OK word for that very id and the heartbeat moved within T. A broken connection,
-an exception or a torn block is a scan without news.
+an exception or a torn block is a scan without news. What the sensors behind the gate saw of a part whose trigger was
+answered is reported with the command, until that request is answered.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,7 +22,7 @@ from edge_daemon.gateway.registers import (
     decode_block,
     encode_command,
 )
-from edge_daemon.gateway.words import Bits, Block, Command, Verdict
+from edge_daemon.gateway.words import Bits, Block, Command, Disposition, Verdict
 
 _PATIENCE_S = 30.0
 
@@ -32,11 +34,14 @@ class Part:
     number: int
     acquisition_id: int
     at_eye_s: float
+    answered: bool = False
     acknowledged: bool = False
     verdict: Verdict | None = None
     verdict_s: float = 0.0
     passed: bool | None = None
     """None until it is at the gate."""
+    reported_s: float | None = None
+    """When the request that reported what became of it was answered; None for a part that nobody reported."""
 
 
 @dataclass
@@ -65,6 +70,7 @@ class Plc:
     trigger_low: bool = False
     """Whether the gateway has seen Trigger low since the last one."""
     tracked: dict[int, Part] = field(default_factory=dict)
+    to_report: deque[Part] = field(default_factory=deque)
     started: bool = False
 
 
@@ -144,7 +150,7 @@ class Conveyor:
 
     def _compose_command(self) -> None:
         plc = self.plc
-        part = plc.trigger_for
+        part, report = plc.trigger_for, plc.to_report[0] if plc.to_report else None
         # A restarted PLC begins with Trigger Enable low, so that the gateway forgets what was before.
         plc.command = Command(
             trigger_enable=plc.started,
@@ -153,6 +159,8 @@ class Conveyor:
             job_id=self.settings.job_id,
             acquisition_id=part.acquisition_id if part else 0,
             acknowledged_id=plc.command.acknowledged_id,
+            disposition_id=report.acquisition_id if report else 0,
+            disposition=(Disposition.PASSED if report.passed else Disposition.REJECTED) if report else 0,
         )
 
     def _exchange(self, command: Command) -> Block | None:
@@ -164,6 +172,8 @@ class Conveyor:
             if self._client.write_registers(COMMAND_ADDRESS, words, device_id=unit).isError():
                 return None
             self.plc.started, self.plc.trigger_low = True, not command.trigger
+            if command.disposition_id:
+                self.plc.to_report.popleft().reported_s = self.clock_s()
             answer = self._client.read_holding_registers(RESULT_ADDRESS, count=RESULT_WORDS, device_id=unit)
         except (ModbusException, OSError):
             self._client.close()
@@ -178,7 +188,7 @@ class Conveyor:
         plc.heartbeat = block.heartbeat
         part = plc.trigger_for
         if part is not None and block.trigger_echo == part.acquisition_id:
-            part.acknowledged = bool(block.bits & Bits.TRIGGER_ACK)
+            part.answered, part.acknowledged = True, bool(block.bits & Bits.TRIGGER_ACK)
             plc.trigger_for = None
         result = block.result
         mine = plc.tracked.get(result.acquisition_id)
@@ -196,6 +206,8 @@ class Conveyor:
                 beating = now_s - self.plc.heartbeat_moved_s <= self.settings.heartbeat_s
                 part.passed = known and part.verdict is self.settings.pass_word and beating
                 self.reject_sensor += not part.passed
+                if known and part.answered:
+                    self.plc.to_report.append(part)
 
 
 def _fields(command: Command) -> dict[str, object]:
