@@ -8,6 +8,8 @@ Old frames that look new, as seen with OpenCV 5 (FFmpeg 8) and an RTSP server:
   read is a failed read, and the connection is made anew;
 - after opening come all frames that the analysis of the stream took in, up to 0.8 s old: none counts until the
   stream runs level with its own time stamps;
+- a JPEG picture (MJPEG) of which only the upper half came is handed out whole, with the lower half of the picture
+  before, which is of another part: such streams are decoded here (`JpegCapture`);
 - after a short stall, or when decoding falls behind, frames come late one after another, each of them quickly: how
   far a frame lags behind the best seen is told by its time stamp (`Lag`).
 """
@@ -24,12 +26,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_daemon.artefact.pictures import decode_picture
 from edge_daemon.cameras.base import EndOfFrames, Past
 from edge_daemon.cameras.config import RtspConfig, UsbConfig, VideoConfig
 from edge_daemon.cameras.exposures import Exposures
 from edge_daemon.cameras.waiting import Clock, Pause, Waiter
 from edge_daemon.core.frame import Frame
-from edge_daemon.errors import CameraError
+from edge_daemon.errors import CameraError, PictureError
 
 LiveConfig = UsbConfig | RtspConfig
 
@@ -50,6 +53,34 @@ class Capture(Protocol):
     def grab(self) -> bool: ...
     def get(self, propId: int) -> float: ...  # noqa: N803
     def release(self) -> None: ...
+
+
+class JpegCapture:
+    """A stream of single JPEG pictures, each decoded from what came of it alone."""
+
+    def __init__(self, raw: Capture) -> None:
+        """raw: a capture that hands out the pictures as they were sent."""
+        self._raw = raw
+
+    def isOpened(self) -> bool:  # noqa: N802
+        return self._raw.isOpened()
+
+    def read(self) -> tuple[bool, Any]:
+        """Raises PictureError for a picture that is damaged or not all there."""
+        ok, sent = self._raw.read()
+        if not ok or sent is None:
+            return False, None
+        pixels = decode_picture(np.asarray(sent).tobytes(), "the picture")
+        return True, cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR if pixels.ndim == 2 else cv2.COLOR_RGB2BGR)
+
+    def grab(self) -> bool:
+        return self._raw.grab()
+
+    def get(self, propId: int) -> float:  # noqa: N803
+        return self._raw.get(propId)
+
+    def release(self) -> None:
+        self._raw.release()
 
 
 class VideoCamera:
@@ -384,7 +415,10 @@ class _LiveReader:
             if self._stop or self._failure:
                 return False
             self._reading_since_ns = started_ns
-        ok, picture = self._capture.read()
+        try:
+            ok, picture = self._capture.read()
+        except PictureError:
+            return self._fail("sent a picture that is damaged or not all there; it is refused")
         arrived_ns = self._clock_ns()
         if not ok or picture is None:
             return self._fail("gives no frame any more")
@@ -448,7 +482,9 @@ def _open_capture(config: LiveConfig) -> Capture:
             cv2.CAP_PROP_READ_TIMEOUT_MSEC, config.read_timeout_ms,
             cv2.CAP_PROP_N_THREADS, 1,  # more of them hold frames back
         ]  # fmt: skip
-        return cv2.VideoCapture(config.url, cv2.CAP_FFMPEG, parameters)
+        stream = cv2.VideoCapture(config.url, cv2.CAP_FFMPEG, parameters)
+        single_jpegs = stream.isOpened() and _fourcc(stream) == "MJPG" and stream.set(cv2.CAP_PROP_FORMAT, -1)
+        return JpegCapture(stream) if single_jpegs else stream
     capture = cv2.VideoCapture(config.device, cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY)
     if capture.isOpened():
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
@@ -480,12 +516,11 @@ def _problem_after_opening(capture: Capture, config: LiveConfig) -> str:
 def read_back(capture: Capture, config: LiveConfig) -> Mapping[str, str | int | float | bool]:
     """What the driver says of the picture now. A stream says nothing of exposure, gain and colours; a video device
     what its controls are, where they are not left to an automatic, whose values are none of ours."""
-    letters = int(capture.get(cv2.CAP_PROP_FOURCC))
     found: dict[str, str | int | float | bool] = {
         "width": int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
         "height": int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
         "fps": round(capture.get(cv2.CAP_PROP_FPS), 3),
-        "fourcc": "".join(chr(letters >> shift & 0xFF) for shift in (0, 8, 16, 24)) if letters > 0 else "",
+        "fourcc": _fourcc(capture),
         "mono": config.mono,
     }
     if isinstance(config, UsbConfig):
@@ -495,6 +530,12 @@ def read_back(capture: Capture, config: LiveConfig) -> Mapping[str, str | int | 
                 controls.pop(governed)
         found |= {name: value for name, value in controls.items() if value != _NO_CONTROL}
     return found
+
+
+def _fourcc(capture: Capture) -> str:
+    """Name of the stream's encoding, empty when it has none."""
+    letters = int(capture.get(cv2.CAP_PROP_FOURCC))
+    return "".join(chr(letters >> shift & 0xFF) for shift in (0, 8, 16, 24)) if letters > 0 else ""
 
 
 # Of a video device (V4L2), in its driver's own units.
