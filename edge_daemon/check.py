@@ -14,6 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_daemon.artefact.recipe import Recipe
 from edge_daemon.artefact.signature import Trust
 from edge_daemon.artefact.store import Store
 from edge_daemon.cameras.base import Camera
@@ -292,13 +296,13 @@ def _cameras(config: Config, ready: _Ready, open_cameras: bool) -> Iterator[Find
             yield Finding("error", f"cameras.{name}: its recipes judge pictures of different sizes ({text})")
             continue
         wanted = next(iter(of_views.values()), None)
-        bound = [
-            ready[station, view.name]
+        judging = [
+            (view.camera_settings == "require", ready[station, view.name])
             for station, view in _views(config)
-            if view.camera == name and view.camera_settings == "require" and (station, view.name) in ready
+            if view.camera == name and (station, view.name) in ready
         ]
         problem = _wrong_size(name, _declared_size(settings), wanted) or _camera_problem(
-            name, settings, wanted, bound, open_cameras
+            name, settings, wanted, judging, open_cameras
         )
         if problem:
             yield Finding("error", problem)
@@ -316,10 +320,15 @@ def _declared_size(settings: CameraConfig) -> tuple[int, int] | None:
 
 
 def _camera_problem(
-    name: str, settings: CameraConfig, wanted: tuple[int, int] | None, bound: Sequence[ReadyRecipe], look: bool
+    name: str,
+    settings: CameraConfig,
+    wanted: tuple[int, int] | None,
+    judging: Sequence[tuple[bool, ReadyRecipe]],
+    look: bool,
 ) -> str | None:
-    """What keeps the camera from working, or from being judged by the recipes that are `bound` to the settings of their
-    pictures. Folders and simulations are always opened: nobody minds. Of a folder, the first picture is looked at."""
+    """What keeps the camera from working, or from being judged by its recipes, each with whether it is bound to the
+    settings of its pictures. Folders and simulations are always opened: nobody minds. Of a folder, the first picture is
+    looked at."""
     if isinstance(settings, FolderConfig):
         look, settings = True, settings.model_copy(update={"preload": False, "rate_hz": 0.0})
     camera = make_camera(name, settings, time.monotonic_ns)
@@ -327,10 +336,11 @@ def _camera_problem(
         return None
     try:
         camera.open()
-        for ready in bound:
-            if found := set_otherwise(ready, camera.settings()):
+        for bound, ready in judging:
+            if bound and (found := set_otherwise(ready, camera.settings())):
                 return advice(name, ready, found, judged=False)
-        return _picture_problem(camera, wanted) if look and not _waits_for_pulses(settings) else None
+        recipes = [ready.recipe for _, ready in judging]
+        return _picture_problem(camera, wanted, recipes) if look and not _waits_for_pulses(settings) else None
     except EdgeError as error:
         return f"cameras.{name}: {error}"
     finally:
@@ -343,13 +353,34 @@ def _waits_for_pulses(settings: CameraConfig) -> bool:
     return isinstance(settings, GenicamConfig) and settings.trigger == "hardware"
 
 
-def _picture_problem(camera: Camera, wanted: tuple[int, int] | None) -> str | None:
+def _picture_problem(camera: Camera, wanted: tuple[int, int] | None, recipes: Sequence[Recipe]) -> str | None:
     camera.trigger()
     frame = camera.grab(_PICTURE_TIMEOUT_NS)
     if frame is None:
         return f"cameras.{camera.name}: is open, but no picture came within 5 s: check trigger, light and cable"
     height, width = frame.pixels.shape[:2]
-    return _wrong_size(camera.name, (width, height), wanted)
+    return _wrong_size(camera.name, (width, height), wanted) or _wrong_colour(camera.name, frame.pixels, recipes)
+
+
+def _wrong_colour(name: str, pixels: NDArray[np.uint8], recipes: Sequence[Recipe]) -> str | None:
+    """Grey pictures for a recipe that was learned from such in colour: they would be judged, and a defect that shows by
+    its colour alone would be OK. The other way round scores rise, and parts are rejected. pixels: (H, W) or (H, W, 3)
+    uint8."""
+    for recipe in recipes:
+        # Damage is pasted on in colour, on grey parts too.
+        learned = [_in_colour(golden.pixels) for golden in recipe.golden if golden.kind == "good"]
+        if learned and all(learned) and not _in_colour(pixels):
+            return (
+                f"cameras.{name}: gives grey pictures, and {recipe.manifest.name} was learned from such in colour: a "
+                "defect that shows by its colour would be OK; set the camera's pixel format, or build a recipe from "
+                "pictures of this one"
+            )
+    return None
+
+
+def _in_colour(pixels: NDArray[np.uint8]) -> bool:
+    """Whether the channels differ anywhere: no camera for colour gives a picture in which they do not."""
+    return pixels.ndim == 3 and bool((pixels != pixels[..., :1]).any())
 
 
 def _wrong_size(name: str, found: tuple[int, int] | None, wanted: tuple[int, int] | None) -> str | None:

@@ -15,7 +15,15 @@ import pytest
 
 from edge_daemon import __version__
 from edge_daemon.artefact.pictures import encode_png
-from edge_daemon.artefact.recipe import MANIFEST, bank_bytes, manifest_bytes, sha256, verify_files, write_recipe
+from edge_daemon.artefact.recipe import (
+    MANIFEST,
+    bank_bytes,
+    manifest_bytes,
+    read_files,
+    sha256,
+    verify_files,
+    write_recipe,
+)
 from edge_daemon.core.decision import judge_score
 from edge_daemon.detectors.base import judge_picture
 from edge_daemon.detectors.loading import build_detector
@@ -80,8 +88,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _recipe_files(backbone: bytes) -> dict[str, bytes]:
+def _recipe_files(backbone: bytes, red: int = 100) -> dict[str, bytes]:
     pixels = np.full((SIDE, SIDE, 3), 100, np.uint8)
+    pixels[..., 0] = red
     blank = _files(backbone, encode_png(pixels), 0.0)
     loaded = verify_files(blank, "a recipe of the tests")
     evidence = judge_picture(build_detector(loaded, Sessions(EngineOptions())), pixels)
@@ -244,6 +253,28 @@ def test_the_first_picture_of_a_folder_is_looked_at_before_every_part_fails(
     ended = edge_daemon("check", "--config", "edge.toml")
     assert ended.status == status, ended
     assert (f"gives pictures of {side}x{side} px and its recipe judges 64x64 px" in ended.out) is bool(status)
+
+
+@pytest.mark.parametrize(("picture", "status"), [("grey", 1), ("one channel", 1), ("in colour", 0)])
+def test_a_grey_camera_is_no_camera_for_a_recipe_in_colour(
+    edge_daemon: Callable[..., Ended], recipe: Path, tmp_path: Path, picture: str, status: int
+) -> None:
+    write_recipe(tmp_path / "red.recipe", _recipe_files(read_files(recipe)["backbone.onnx"], red=101))
+    pixels = np.full((SIDE, SIDE, 3), 100, np.uint8)
+    pixels[3, 3, 0] = 100 if picture == "grey" else 130
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "1.png").write_bytes(
+        encode_png(pixels[..., 0].copy() if picture == "one channel" else pixels)
+    )
+    (tmp_path / "edge.toml").write_text(
+        'line = "l"\n[cameras.top]\nkind = "folder"\npath = "parts"\n'
+        '[stations.st1]\nviews = [{ camera = "top", recipe = "red.recipe" }]\n'
+    )
+    ended = edge_daemon("check", "--config", "edge.toml")
+    assert ended.status == status, ended
+    assert ("cameras.top: gives grey pictures, and quarters was learned from such in colour" in ended.out) is bool(
+        status
+    )
 
 
 def test_a_store_that_cannot_be_read_is_one_of_the_things_said(
