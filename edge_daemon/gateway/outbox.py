@@ -4,8 +4,8 @@ A thread of its own writes it: who hands something over never waits, neither the
 taken before it was written is not written at all.
 
 What is written outlives a `kill -9` at once: the kernel has it. It is on the disk itself, and outlives a power cut, a
-second later, if it still waits then: so a gateway whose daemon lives costs the disk of the verdicts nothing. Taken out
-late at the worst, it is told twice, and the daemon records each once. See deploy/decisions/0017-amendments.md.
+second later, if it still waits then: so a gateway whose daemon lives hardly ever syncs the disk of the verdicts. What
+is taken out too late is told twice, and the daemon records each once. See deploy/decisions/0017-amendments.md.
 """
 
 import fcntl
@@ -78,9 +78,11 @@ class Outbox:
         self._file: sqlite3.Connection | None = None
         self._lock_file: IO[str] | None = None
         self._sync_at_s: float | None = None
+        self._synced_to_s = 0.0
         self._changed = threading.Condition()  # guards what follows
         self._kept: OrderedDict[str, AmendmentRequest] = OrderedDict()
         self._unwritten: OrderedDict[str, AmendmentRequest] = OrderedDict()
+        self._written_at_s: dict[str, float] = {}  # by the monotonic clock, of what waits, in this order
         self._gone: set[str] = set()
         self._barriers: list[Future[None]] = []
         self._alarms: dict[str, str] = {}
@@ -115,6 +117,7 @@ class Outbox:
         with self._changed:
             if self._kept.pop(amendment_id, None) is None:
                 return
+            self._written_at_s.pop(amendment_id, None)
             if self._unwritten.pop(amendment_id, None) is None:
                 self._gone.add(amendment_id)
                 if self._tidy_at_s is None:  # in a second will do, together with others
@@ -193,8 +196,11 @@ class Outbox:
             with suppress(sqlite3.Error):
                 file.execute("ROLLBACK")
             raise
+        now_s = time.monotonic()
+        with self._changed:
+            self._written_at_s.update((name, now_s) for name in batch if name in self._kept)
         if batch and self._sync_at_s is None:
-            self._sync_at_s = time.monotonic() + _SYNC_S
+            self._sync_at_s = now_s + _SYNC_S
 
     def _give_back(self, batch: Mapping[str, AmendmentRequest], gone: set[str], barriers: list["Future[None]"]) -> None:
         with self._changed:
@@ -206,13 +212,17 @@ class Outbox:
     def _sync(self, file: sqlite3.Connection) -> None:
         """What still waits after its second goes to the disk itself; a checkpoint syncs the log first, then the
         file."""
-        if self._sync_at_s is None or time.monotonic() < self._sync_at_s:
+        now_s = time.monotonic()
+        if self._sync_at_s is None or now_s < self._sync_at_s:
             return
         with self._changed:
-            something_waits = bool(self._kept)
-        if something_waits:
-            file.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        self._sync_at_s = None
+            unsynced_s = (at_s for at_s in self._written_at_s.values() if at_s >= self._synced_to_s)
+            oldest_s = next(unsynced_s, None)
+        if oldest_s is None or now_s < oldest_s + _SYNC_S:
+            self._sync_at_s = None if oldest_s is None else oldest_s + _SYNC_S
+            return
+        file.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        self._sync_at_s, self._synced_to_s = None, now_s
 
     def _trouble(self, exc: Exception) -> bool:
         """Says it and waits before the next attempt; whether it is the end."""

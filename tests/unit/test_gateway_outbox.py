@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Queue
@@ -77,6 +78,26 @@ def test_a_file_as_a_killed_gateway_leaves_it_has_everything_that_was_said_to_be
             (tmp_path / "killed" / name).write_bytes((tmp_path / "lived" / name).read_bytes())
     assert left(tmp_path / "killed") == list(range(40))
     assert count_waiting(tmp_path / "killed") == 40
+
+
+def test_what_waits_for_longer_than_a_second_is_in_the_synced_file_itself_without_the_log(tmp_path: Path) -> None:
+    """The log alone is what a power cut may take."""
+
+    def in_the_file() -> int:
+        (tmp_path / "copy").write_bytes((tmp_path / FILE).read_bytes())
+        with contextlib.closing(sqlite3.connect(tmp_path / "copy")) as copy:
+            if not copy.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+                return 0
+            return int(copy.execute("SELECT count(*) FROM waiting").fetchone()[0])
+
+    with opened(tmp_path) as outbox:
+        for number in range(20):
+            outbox.keep(message(number))
+        outbox.settle()
+        give_up_s = time.monotonic() + WAIT_S
+        while in_the_file() < 20:
+            assert time.monotonic() < give_up_s
+            time.sleep(0.05)
 
 
 def test_a_full_disk_is_an_alarm_until_there_is_room_and_nothing_is_said_to_be_written_meanwhile(
