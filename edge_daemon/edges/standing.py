@@ -76,6 +76,7 @@ class StandingAlarms:
         self._changed_to = changed
         self._on_fatal = on_fatal
         self._thread: threading.Thread | None = None
+        self._failing = False
         self._work = threading.Condition()  # guards what follows
         self._alarms: dict[tuple[str, str], StandingAlarm] = {}
         self._waiting: list[Kept] = []
@@ -228,8 +229,11 @@ class StandingAlarms:
                 f"the standing alarms cannot be written to {self._path}: {exc.strerror or exc}; make space, or check "
                 "owner and mount of the folder"
             )
-            log.error("%s", error)
+            if not self._failing:
+                log.error("%s", error)
+            self._failing = True
             return error
+        self._failing = False
         return None
 
 

@@ -79,6 +79,7 @@ class Outbox:
         self._lock_file: IO[str] | None = None
         self._sync_at_s: float | None = None
         self._synced_to_s = 0.0
+        self._moved = False
         self._changed = threading.Condition()  # guards what follows
         self._kept: OrderedDict[str, AmendmentRequest] = OrderedDict()
         self._unwritten: OrderedDict[str, AmendmentRequest] = OrderedDict()
@@ -207,7 +208,7 @@ class Outbox:
             still = [(name, request) for name, request in batch.items() if name in self._kept]
             self._unwritten = OrderedDict([*still, *self._unwritten.items()])
             self._gone = (self._gone | gone) - batch.keys()
-            self._barriers = [*barriers, *self._barriers]
+            self._barriers = [barrier for barrier in (*barriers, *self._barriers) if not barrier.cancelled()]
 
     def _sync(self, file: sqlite3.Connection) -> None:
         """What still waits after its second goes to the disk itself; a checkpoint syncs the log first, then the
@@ -227,12 +228,13 @@ class Outbox:
     def _trouble(self, exc: Exception) -> bool:
         """Says it and waits before the next attempt; whether it is the end."""
         self._shut()
-        if damaged := _is_damage(exc):
-            self._move_aside(exc)
-        else:
+        # Not twice at once: a disk on which every new file is damaged would be filled with them.
+        at_once = _is_damage(exc) and self._move_aside(exc) and not self._moved
+        self._moved = self._moved or at_once
+        if not _is_damage(exc):
             self._alarm("outbox_failing", _told(exc, self._path))
         with self._changed:
-            if not damaged:
+            if not at_once:
                 self._changed.wait_for(lambda: self._closing, _AGAIN_S)
             return self._closing
 
@@ -274,9 +276,9 @@ class Outbox:
             ) from exc
         self._lock_file = lock
 
-    def _move_aside(self, why: Exception) -> None:
-        """What can still be read is kept on; the rest is in a file beside."""
-        rescued = _rescue(self._path)
+    def _move_aside(self, why: Exception) -> bool:
+        """What can still be read is kept on; the rest is in a file beside. Whether that could be done."""
+        rescued, moved = _rescue(self._path), False
         found = []
         with self._changed:
             for name, request in rescued.items():
@@ -288,6 +290,7 @@ class Outbox:
         except OSError as exc:
             self._alarm("outbox_failing", _told(exc, self._path))
         else:
+            moved = True
             self._alarm(
                 "outbox_damaged",
                 f"{self._path} is damaged ({why}) and was kept as {aside.name}; {len(found)} amendments in it could be "
@@ -295,6 +298,7 @@ class Outbox:
                 "the part. Check the disk",
             )
         self._tell_found(found)
+        return moved
 
     def _shut(self) -> None:
         if self._file is not None:
@@ -313,6 +317,7 @@ class Outbox:
             self._alarms[name] = text
 
     def _all_clear(self) -> None:
+        self._moved = False
         with self._changed:
             self._alarms.pop("outbox_failing", None)
 

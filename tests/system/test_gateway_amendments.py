@@ -243,7 +243,7 @@ def test_a_part_that_passed_although_it_was_not_ok_is_an_alarm_within_the_second
         assert (event.name, event.severity, event.station) == ("passed_without_ok", "error", "st1")
         assert "part 1" in event.message
         assert "NotDecidable" in event.message
-        assert daemon.status()["amendments"]["passed_without_ok"] == 1
+        until(lambda: daemon.status()["amendments"]["passed_without_ok"] == 1)
         assert plc.cycle().bits & Bits.TRIGGER_READY, "the line is not stopped by it"
 
 

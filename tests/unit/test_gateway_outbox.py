@@ -205,6 +205,35 @@ def test_a_damaged_file_is_set_aside_and_said_and_what_can_be_read_is_told(
     assert sorted(left(tmp_path)) == [*rescued, 1000]
 
 
+def test_a_damaged_file_that_cannot_be_set_aside_is_an_alarm_and_not_tried_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def fails(path: Path) -> Path:
+        tried.append(path)
+        raise OSError(30, "Read-only file system")
+
+    (tmp_path / FILE).write_bytes(b"garbage" * 1_000)
+    monkeypatch.setattr("edge_daemon.gateway.outbox._set_aside", fails)
+    with opened(tmp_path) as outbox:
+        outbox.keep(message(1))
+        with pytest.raises(TimeoutError):
+            outbox.written().result(0.3)
+        assert "Read-only" in outbox.alarms["outbox_failing"]
+        assert len(tried) == 1
+
+
+def test_who_no_longer_waits_for_a_disk_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with opened(tmp_path / "file" / "state") as outbox:
+        for _ in range(50):
+            assert outbox.written().cancel()
+        (tmp_path / "file").unlink()
+        outbox.settle()
+        assert outbox._barriers == []
+
+
 def test_a_file_that_is_damaged_while_it_is_used_is_written_anew_with_all_that_waits(tmp_path: Path) -> None:
     with opened(tmp_path) as outbox:
         for number in range(50):
