@@ -168,8 +168,9 @@ def _pictures(request: BenchRequest, detector: Detector) -> tuple[list[Path], li
     paths = [found[i] for i in np.linspace(0, len(found) - 1, count).round().astype(int).tolist()]
     inputs = []
     for path in paths:
+        pixels = read_picture(path)  # its error names the file
         try:
-            inputs.append(detector.prepare(read_picture(path)).inputs)
+            inputs.append(detector.prepare(pixels).inputs)
         except (PictureError, NotLocatedError) as error:
             raise PictureError(f"{path.name}: {error}") from error
     return paths, inputs, frame_bytes * count

@@ -63,6 +63,14 @@ def test_pictures_of_another_size_are_refused_by_name(small_line, tmp_path):
         bench(BenchRequest(small_line.recipe, tmp_path))
 
 
+def test_a_file_that_is_no_picture_is_named_once(small_line, tmp_path):
+    (tmp_path / "1.png").write_bytes(next(small_line.train.glob("*.png")).read_bytes())
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    with pytest.raises(PictureError, match=r"2\.png") as caught:
+        bench(BenchRequest(small_line.recipe, tmp_path))
+    assert str(caught.value).count("2.png") == 1
+
+
 def test_the_ideal_queue_serves_in_order_and_never_two_at_once():
     assert ideal_queue_ms([0.0, 1.0], [10.0]) == pytest.approx([10.0, 10.0])
     assert ideal_queue_ms([0.0, 0.0, 0.005], [10.0]) == pytest.approx([10.0, 20.0, 25.0])
