@@ -198,3 +198,25 @@ def journal_file(folder: Path) -> bytes:
     connection.execute("PRAGMA journal_mode=DELETE")
     connection.close()
     return path.read_bytes()
+
+
+def outbox_file(folder: Path) -> bytes:
+    """What a gateway has left that had something to tell."""
+    from contextlib import closing
+
+    from edge_daemon.gateway.outbox import FILE, Outbox
+    from edge_daemon.wire.messages import AmendmentRequest
+
+    def never(what: object) -> None:
+        raise AssertionError(what)
+
+    with closing(Outbox(folder, never, never)) as outbox:
+        outbox.open()
+        for number in range(1, 9):
+            fields = {"amendment_id": f"a{number}", "trigger_id": f"{number}-r-{number}", "acquisition_id": number}
+            told = {"request_id": "-", "station": "st1", "kind": "disposition", "what": "rejected", "after_ms": 1.5}
+            outbox.keep(AmendmentRequest.model_validate(fields | told))
+        outbox.written().result(20)
+    content = (folder / FILE).read_bytes()
+    (folder / FILE).unlink()
+    return content

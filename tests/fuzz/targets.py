@@ -36,11 +36,14 @@ from edge_daemon.edges.journal import Journal, KnownBoot, Laters, Replay
 from edge_daemon.edges.journal_chain import Head, parse_head, verify
 from edge_daemon.edges.journal_tools import Wanted, csv_row, find, salvage
 from edge_daemon.edges.replay import ReplayDesk
+from edge_daemon.edges.standing import StandingAlarms
 from edge_daemon.engines.choice import Choices
 from edge_daemon.engines.onnx_bytes import refuse_foreign_files
 from edge_daemon.engines.sessions import Sessions
 from edge_daemon.errors import EdgeError, RecipeEngineError
 from edge_daemon.gateway.config import load_config as load_gateway_config
+from edge_daemon.gateway.errors import OutboxError
+from edge_daemon.gateway.outbox import FILE, Outbox, count_waiting
 from edge_daemon.gateway.registers import COMMAND_WORDS, RESULT_WORDS, decode_block, decode_command, encode_block
 from edge_daemon.pipeline.control import ControlDesk, TriggerDesk
 from edge_daemon.pipeline.recipes import Recipes
@@ -547,6 +550,28 @@ def _state() -> tuple[Target, ...]:
         assert kept == data[: len(kept)]
         assert not kept or kept.endswith(b"\n") or len(data) > 65_536
 
+    def outbox(data: bytes, folder: Path) -> None:
+        found: list[AmendmentRequest] = []
+        defects: list[BaseException] = []
+        (folder / FILE).write_bytes(data)
+        with closing(Outbox(folder, found.extend, defects.append)) as opened:
+            opened.open()
+            opened.written().result(30)
+            said = opened.alarms
+        assert not defects, defects
+        assert count_waiting(folder) == len(found)
+        if said:
+            raise OutboxError(said["outbox_damaged"])
+
+    def standing(data: bytes, folder: Path) -> None:
+        (folder / "standing.json").write_bytes(data)
+        defects: list[BaseException] = []
+        with closing(StandingAlarms(folder / "standing.json", str, lambda *_: None, defects.append)) as alarms:
+            lost = alarms.open()
+            stands = alarms.standing()
+            assert not (lost and stands)
+        assert not defects, defects
+
     def configured(data: bytes, folder: Path) -> None:
         (folder / "configured.json").write_bytes(data)
         recipes = Recipes(Store(folder), Sessions(kit.ENGINE), "flat", folder / "configured.json")
@@ -560,6 +585,8 @@ def _state() -> tuple[Target, ...]:
     measured = json.dumps({"schema": "edge-daemon/engines/1", "measurements": [{"kind": kind, "ms": {"flat": 1.5}}]})
     return (
         Target("journal file", lambda folder: [kit.journal_file(folder)], journal, weight=3),
+        Target("outbox of the gateway", lambda folder: [kit.outbox_file(folder)], outbox),
+        Target("standing alarms", lambda _f: [_STANDING], standing, ()),
         Target("active recipe set", lambda _f: [sets.encode()], active),
         Target("measured engines", lambda _f: [measured.encode()], engines),
         Target("audit trail", lambda _f: [_AUDIT, _AUDIT + b'{"number": 3, "cut'], audit, ()),
@@ -570,6 +597,10 @@ def _state() -> tuple[Target, ...]:
     )
 
 
+_STANDING = (
+    b'{"layout":1,"alarms":[{"station":"st1","name":"passed_without_ok","raised":3,"acknowledged":1,'
+    b'"since_utc":"2026-11-21T08:00:00Z","message":"part 7 passed","known":["7-run-1","8-run-2"]}]}'
+)
 _AUDIT = b"".join(
     json.dumps({"number": n, "utc": "2026-11-21T08:00:00Z", "command": "drain", "outcome": "done"}).encode() + b"\n"
     for n in (1, 2)
