@@ -42,8 +42,12 @@ _LATELY_NS = 5 * _NS_PER_MS
 _CLOCK_EVERY_NS = 2_000 * _NS_PER_MS
 # What one sign of life may spend on settings that somebody else may have changed: a trigger may be waiting.
 _WATCH_NS = 4 * _NS_PER_MS
-# A camera that runs free and sends nothing for so long, and the time of so many of its frames, is starved.
-_STARVED_NS, _STARVED_FRAMES = 1_000 * _NS_PER_MS, 3
+# A camera that runs free and sends nothing for so long, and the time of so many of its frames, is starved, when two
+# looks in a row say so: after a PC was held up, what came meanwhile may not have been taken in at the first. With two
+# looks a second, as the reader has them, Trigger Ready drops within two seconds.
+_STARVED_NS, _STARVED_FRAMES, _STARVED_LOOKS = 600 * _NS_PER_MS, 3, 2
+# A camera takes so much longer for its first picture.
+_START_NS = 1_000 * _NS_PER_MS
 # Opening waits for the first sign of pictures, where that does not take longer than this.
 _LONGEST_START_NS = 5_000 * _NS_PER_MS
 # So many frames in a row that the camera numbers backwards are no latecomers: it began to count anew.
@@ -145,6 +149,7 @@ class GenicamCamera:
         self._exposure_ns = 0
         self._heard_ns = self._clock_read_ns = self._stirred_ns = 0
         self._starved_ns = _STARVED_NS
+        self._still = 0
         self._watch: Watch | None = None
         self._ptp_locked = False
         self._backwards = 0
@@ -276,6 +281,7 @@ class GenicamCamera:
     def _judged(self, raw: RawFrame, waited: bool) -> Frame | None:
         """The frame to deliver; None when this one is not it. Raises FrameLost and CameraError."""
         arrived_ns = self._heard_ns = self._stirred_ns = self._clock_ns()
+        self._still = 0
         if raw.problem or raw.device_frame_id is None:
             self._incomplete += 1
             identity = self._answers.lost(raw.device_frame_id)
@@ -347,7 +353,7 @@ class GenicamCamera:
     def _await_pictures(self, link: Link) -> None:
         """Of a camera that runs free, take the first picture: it was exposed before anybody could say that the camera
         is there. Raises CameraError when none comes."""
-        self._stirred_ns = self._clock_ns()
+        self._stirred_ns, self._still = self._clock_ns() + _START_NS, 0
         if self._answers.mode == "free_run" and self._starved_ns <= _LONGEST_START_NS:
             while link.pop(_SLICE_NS) is None and not self._closing.is_set():
                 self._require_fed(link)
@@ -355,13 +361,14 @@ class GenicamCamera:
     def _require_pictures(self, link: Link) -> None:
         """Raises CameraError for a camera that should send by itself and does not: its parts go by unseen."""
         if self._answers.mode != "free_run" or link.stirs():
-            self._stirred_ns = self._clock_ns()
-        else:
+            self._stirred_ns, self._still = self._clock_ns(), 0
+            return
+        self._still += 1
+        if self._still >= _STARVED_LOOKS:
             self._require_fed(link)
 
     def _require_fed(self, link: Link) -> None:
-        silent_ns = self._clock_ns() - self._stirred_ns
-        if silent_ns > self._starved_ns:
+        if (silent_ns := self._clock_ns() - self._stirred_ns) > self._starved_ns:
             raise CameraError(
                 f"camera {self._name}: {link.description} runs free and answers, but has sent no picture for "
                 f"{silent_ns / 1e9:.1f} s; check that no firewall keeps its packets (UDP) from this PC, packet_size, "
