@@ -269,7 +269,7 @@ def test_a_trigger_says_whether_it_was_accepted(capsys: pytest.CaptureFixture[st
         assert (asked[0].part_id, asked[0].mode) == ("PN", "setup")
         status, out, _ = run(capsys, *flags, "trigger", "st2")
         assert status == 1
-        assert "missed_busy the station is busy" in out
+        assert "missed_busy: the station is busy" in out
         status, out, _ = run(capsys, *flags, "trigger", "st2", "--json")
         assert json.loads(out)["reason"] == "missed_busy"
 
