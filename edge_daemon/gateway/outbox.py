@@ -172,7 +172,7 @@ class Outbox:
                 if barrier.set_running_or_notify_cancel():
                     barrier.set_result(None)
             self._sync(file)
-        except (OutboxError, OSError, sqlite3.Error, _DamagedError) as exc:
+        except (OutboxError, OSError, sqlite3.Error, UnicodeDecodeError, _DamagedError) as exc:
             closing = self._trouble(exc)
         return not closing
 
@@ -333,7 +333,7 @@ def count_waiting(folder: Path) -> int:
             return int(file.execute("SELECT count(*) FROM waiting").fetchone()[0])
         finally:
             file.close()
-    except sqlite3.Error as exc:
+    except (sqlite3.Error, UnicodeDecodeError) as exc:
         raise OutboxError(_told(exc, path)) from exc
 
 
@@ -387,11 +387,11 @@ def _rescue(path: Path) -> dict[str, AmendmentRequest]:
 
 
 def _is_damage(exc: Exception) -> bool:
+    """SQLite's own messages repeat what is in the file, which may be no text."""
     name = getattr(exc, "sqlite_errorname", "")
     # All statements are the program's own: an error in one means that the table is not the one that was made.
-    return (
-        isinstance(exc, _DamagedError) or name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or name == "SQLITE_ERROR"
-    )
+    damaged = name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or name == "SQLITE_ERROR"
+    return damaged or isinstance(exc, _DamagedError | UnicodeDecodeError)
 
 
 def _set_aside(path: Path) -> Path:
