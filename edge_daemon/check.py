@@ -24,6 +24,7 @@ from edge_daemon.cameras.base import Camera
 from edge_daemon.cameras.config import CameraConfig, FolderConfig, GenicamConfig, SimulatedConfig, UsbConfig
 from edge_daemon.cameras.open import make_camera
 from edge_daemon.config import ENDPOINTS, Config, ViewConfig, config_digest, load_config
+from edge_daemon.core.frame import in_colour
 from edge_daemon.detectors.loading import ReadyRecipe, load_verified
 from edge_daemon.edges.keyring import KeyRing, credentials_folder
 from edge_daemon.engines.choice import Choices
@@ -363,24 +364,15 @@ def _picture_problem(camera: Camera, wanted: tuple[int, int] | None, recipes: Se
 
 
 def _wrong_colour(name: str, pixels: NDArray[np.uint8], recipes: Sequence[Recipe]) -> str | None:
-    """Grey pictures for a recipe that was learned from such in colour: they would be judged, and a defect that shows by
-    its colour alone would be OK. The other way round scores rise, and parts are rejected. pixels: (H, W) or (H, W, 3)
-    uint8."""
+    """Grey pictures for a recipe that was learned from such in colour: a defect that shows by its colour alone is not
+    to be seen in them. The other way round scores rise, and parts are rejected. pixels: (H, W) or (H, W, 3) uint8."""
     for recipe in recipes:
-        # Damage is pasted on in colour, on grey parts too.
-        learned = [_in_colour(golden.pixels) for golden in recipe.golden if golden.kind == "good"]
-        if learned and all(learned) and not _in_colour(pixels):
+        if recipe.in_colour and not in_colour(pixels):
             return (
-                f"cameras.{name}: gives grey pictures, and {recipe.manifest.name} was learned from such in colour: a "
-                "defect that shows by its colour would be OK; set the camera's pixel format, or build a recipe from "
-                "pictures of this one"
+                f"cameras.{name}: gives grey pictures, and {recipe.manifest.name} was learned from such in colour: "
+                "every part would fail; set the camera's pixel format, or build a recipe from pictures of this one"
             )
     return None
-
-
-def _in_colour(pixels: NDArray[np.uint8]) -> bool:
-    """Whether the channels differ anywhere: no camera for colour gives a picture in which they do not."""
-    return pixels.ndim == 3 and bool((pixels != pixels[..., :1]).any())
 
 
 def _wrong_size(name: str, found: tuple[int, int] | None, wanted: tuple[int, int] | None) -> str | None:

@@ -38,6 +38,7 @@ from edge_daemon.artefact.manifest import (
 )
 from edge_daemon.artefact.pictures import MAX_PIXELS, decode_picture
 from edge_daemon.artefact.signature import MAX_SIGNATURE_BYTES, SIGNATURE, Signed, Trust
+from edge_daemon.core.frame import in_colour
 from edge_daemon.core.health import SMALLEST_REGION_PX
 from edge_daemon.core.strict_json import parse_strictly
 from edge_daemon.errors import (
@@ -90,7 +91,8 @@ class Recipe:
     """A recipe whose bytes are verified. digest: SHA-256 that names it; bank: (rows, dim) float32;
     backbone: the fused ONNX graph's bytes; projection: (backbone dim, dim) float32 that takes embeddings to the
     bank's dimensions, None where they are the backbone's; template: the golden picture that parts are located by, a
-    full frame, (H, W) or (H, W, 3) uint8, None without feature `align/1`; signed: who vouches for it."""
+    full frame, (H, W) or (H, W, 3) uint8, None without feature `align/1`; signed: who vouches for it; in_colour: every
+    good part among its golden samples is."""
 
     manifest: Manifest
     bank: NDArray[np.float32]
@@ -99,6 +101,7 @@ class Recipe:
     projection: NDArray[np.float32] | None = None
     template: NDArray[np.uint8] | None = None
     signed: Signed = field(default_factory=Signed)
+    in_colour: bool = False
 
     @property
     def digest(self) -> str:
@@ -377,7 +380,10 @@ def verify_files(
     _check_geometry(manifest, where)
     bank, projection = _load_bank(files[manifest.bank.file], manifest, where)
     golden, template = _load_golden(manifest, files, where), _load_template(manifest, files, where)
-    return Recipe(manifest, bank, backbone, golden, projection, template, signed)
+    # Not of the others: damage is pasted on in colour, on grey parts too.
+    good = [sample.pixels for sample in golden if sample.kind == "good"]
+    coloured = bool(good) and all(map(in_colour, good))
+    return Recipe(manifest, bank, backbone, golden, projection, template, signed, coloured)
 
 
 def bank_bytes(bank: NDArray[np.float32], projection: NDArray[np.float32] | None = None) -> bytes:

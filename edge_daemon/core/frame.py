@@ -52,3 +52,12 @@ class Frame:
 
     def __post_init__(self) -> None:
         self.pixels.flags.writeable = False
+
+
+def in_colour(pixels: NDArray[np.uint8]) -> bool:
+    """Whether the channels of (H, W) or (H, W, 3) differ anywhere: no camera for colour gives a picture in which they
+    do not, unless it is black or white all over."""
+    if pixels.ndim != 3:
+        return False
+    few = pixels[::16, ::16]
+    return bool((few != few[..., :1]).any() or (pixels != pixels[..., :1]).any())

@@ -109,7 +109,7 @@ class ReasonCode(IntEnum):
     CAMERA = 102
     """The camera failed."""
     FRAME_SIZE = 103
-    """The picture has another size than the recipe's."""
+    """The picture has another size than the recipe's, or is grey where that was learned in colour."""
     MISSING_VIEW = 104
     """A view has no picture."""
     SCORE_NOT_FINITE = 105

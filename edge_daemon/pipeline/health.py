@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from edge_daemon.core.decision import Evaluation, Reason, ViewVerdict
 from edge_daemon.core.drift import Drift, advance, begin
+from edge_daemon.core.frame import in_colour
 from edge_daemon.core.health import (
     FRAMES_REMEMBERED,
     HealthLimits,
@@ -58,9 +59,17 @@ class _View:
     may_repeat: bool
     recipe: str = ""
     limits: HealthLimits | None = None
+    in_colour: bool = False
     charts: dict[Measure, Drift] = field(default_factory=dict)
     recent: Repeats = field(default_factory=Repeats)
     ill: Reason | None = None
+    grey: bool = False
+
+
+_GREY = (
+    "the picture is grey and its recipe was learned from pictures in colour: its part fails; set the camera's pixel "
+    "format and white balance, or activate a recipe that was learned from pictures like this"
+)
 
 
 class HealthDesk:
@@ -112,7 +121,8 @@ class HealthDesk:
 
     def _look(self, work: Work) -> Violation | None:
         """What is wrong with the picture. A frame that does not fit its recipe is left to the inspection to refuse.
-        Raises PictureError for one of the right size in which health cannot be measured all the same."""
+        Raises PictureError for one of the right size in which health cannot be measured all the same, and for a grey
+        one where the recipe knows colours."""
         view = self._views[work.station.name, work.view]
         recipes = work.inspection.recipe_set
         if recipes is None:
@@ -127,9 +137,23 @@ class HealthDesk:
         if repeated and (found is None or found.reason is not Reason.HEALTH_BLACK):
             found = _FROZEN
         self._tell(work, view, found)
+        if found is None:
+            self._require_colour(work, view)
         if found is None and view.limits is not None:
             self._chart(work, view, values)
         return found
+
+    def _require_colour(self, work: Work, view: _View) -> None:
+        """A defect that shows by its colour alone is not to be seen in a grey picture. Raises PictureError."""
+        grey, key = view.in_colour and not in_colour(work.frame.pixels), f"grey {work.view}"
+        if grey and not view.grey:
+            self._emit("alarm", work.station.name, "grey", f"view {work.view}: {_GREY}", "error")
+            work.station.warn(key, _GREY)
+        elif view.grey and not grey:
+            work.station.warning_over(key)
+        view.grey = grey
+        if grey:
+            raise PictureError(_GREY)
 
     def _measured(self, work: Work, view: _View) -> Mapping[Measure, float]:
         """The measures that the recipe limits, told to inspection and station; none where it has no limits."""
@@ -147,6 +171,7 @@ class HealthDesk:
         for name in view.charts:
             work.station.warning_over(_drift_key(name, work.view))
         view.recipe, view.limits = ready.recipe.digest, health_limits(ready.recipe.manifest)
+        view.in_colour = ready.recipe.in_colour
         view.charts = {name: begin(x.centre) for name, x in view.limits.limits.items()} if view.limits else {}
 
     def _tell(self, work: Work, view: _View, found: Violation | None) -> None:

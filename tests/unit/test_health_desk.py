@@ -59,9 +59,9 @@ class Line:
         learned = limits_from([look_at(picture(seed), None) for seed in range(100, 130)], ["x"] * 30, 30)
         self.ready = self.recipe(learned.health, "a" * 64)
 
-    def recipe(self, health: Any, digest: str, size: tuple[int, int] = SIZE) -> Any:
+    def recipe(self, health: Any, digest: str, size: tuple[int, int] = SIZE, in_colour: bool = False) -> Any:
         manifest = SimpleNamespace(health=health, align=None, view=SimpleNamespace(region=None, frame_size=size))
-        return SimpleNamespace(recipe=SimpleNamespace(manifest=manifest, digest=digest))
+        return SimpleNamespace(recipe=SimpleNamespace(manifest=manifest, digest=digest, in_colour=in_colour))
 
     def show(self, pixels: NDArray[np.uint8], view: str = "top") -> Any:
         """What came of it: the outcome, or None when it went on to be judged."""
@@ -95,6 +95,36 @@ def test_an_unhealthy_picture_is_never_judged_and_the_alarm_ends_with_the_first_
     assert line.show(picture(9)) is None
     assert line.events == [reason.value, "health_clear"]
     assert line.station.warnings == {}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grey_picture_fails_where_the_recipe_knows_colours_and_the_alarm_ends_with_the_first_in_colour(
+    channels: int,
+) -> None:
+    line = Line()
+    line.ready = line.recipe(line.ready.recipe.manifest.health, "c" * 64, in_colour=True)
+    for seed in range(3):
+        grey = picture(seed)[..., 0]
+        verdict = line.show(grey if channels == 1 else np.repeat(grey[..., None], 3, axis=2))
+        assert (verdict.evaluation, verdict.reason, verdict.judged) == (Evaluation.UNDEFINED, Reason.FRAME_SIZE, False)
+        assert "learned from pictures in colour" in line.station.warnings["grey top"]
+    assert line.judged == []
+    one_pixel = np.repeat(picture(8)[..., :1], 3, axis=2)
+    one_pixel[7, 9, 2] ^= 1
+    assert line.show(one_pixel) is None
+    assert (line.events, line.station.warnings) == (["grey"], {})
+
+
+def test_a_dark_picture_is_black_and_not_grey() -> None:
+    line = Line()
+    line.ready = line.recipe(line.ready.recipe.manifest.health, "c" * 64, in_colour=True)
+    assert line.show(np.zeros((*SIZE, 3), np.uint8)).reason is Reason.HEALTH_BLACK
+
+
+def test_a_recipe_of_grey_parts_takes_pictures_in_colour_and_grey_ones() -> None:
+    line = Line()
+    assert line.show(picture(1)) is None
+    assert line.show(picture(2)[..., 0]) is None
 
 
 @pytest.mark.parametrize("limited", [True, False])
