@@ -141,7 +141,7 @@ class Observer:
             looked_at = bisect_left(self._seen, since_ns, key=lambda seen: seen.at_ns)
             while True:
                 for seen in self._seen[looked_at:]:
-                    if isinstance(seen.message, kind) and fits(seen.message):
+                    if seen.at_ns >= since_ns and isinstance(seen.message, kind) and fits(seen.message):
                         return seen.at_ns, seen.message
                 looked_at = len(self._seen)
                 left = until - time.monotonic()
