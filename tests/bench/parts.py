@@ -33,25 +33,28 @@ class LabelledSet:
     defective: list[bool]
 
 
-def made_sets(names: list[str], train: int, test: int) -> list[LabelledSet]:
-    """The named sets (see SETS), `train` good pictures to learn from, `test` good and `test` defective ones."""
-    return [_simulated(name, train, test) if name in PRODUCTS else _drawn(name, train, test) for name in names]
+def made_sets(names: list[str], train: int, test: int, draw: int = 0) -> list[LabelledSet]:
+    """The named sets (see SETS), `train` good pictures to learn from, `test` good and `test` defective ones.
+    Another `draw` gives other pictures by the same rules."""
+    return [
+        _simulated(name, train, test, draw) if name in PRODUCTS else _drawn(name, train, test, draw) for name in names
+    ]
 
 
-def _simulated(product: str, train: int, test: int) -> LabelledSet:
+def _simulated(product: str, train: int, test: int, draw: int) -> LabelledSet:
     scene, kinds = Scene(product, (SIDE_PX, SIDE_PX)), tuple(DefectKind)
-    good = [_small(scene.part(11, i).pixels) for i in range(train)]
-    parts = [scene.part(12, i, kinds[i % len(kinds)] if i >= test else None) for i in range(2 * test)]
+    good = [_small(scene.part(11 + 2 * draw, i).pixels) for i in range(train)]
+    parts = [scene.part(12 + 2 * draw, i, kinds[i % len(kinds)] if i >= test else None) for i in range(2 * test)]
     test_pictures, masks = [_small(p.pixels) for p in parts], [_small_mask(p.mask) for p in parts]
     return LabelledSet(product, good, test_pictures, masks, [p.defect is not None for p in parts])
 
 
-def _drawn(name: str, train: int, test: int) -> LabelledSet:
+def _drawn(name: str, train: int, test: int, draw: int) -> LabelledSet:
     def one(index: int, defective: bool) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        draw = np.random.default_rng([zlib.crc32(name.encode()), index, defective])
-        grey, mask = DRAWN[name](draw, defective)
-        noisy = grey + draw.normal(0, 0.012, grey.shape)
-        pixels = np.rint(np.clip(noisy * draw.uniform(0.97, 1.03), 0, 1) * 255).astype(np.uint8)
+        rng = np.random.default_rng([zlib.crc32(name.encode()), index + 1_000_000 * draw, defective])
+        grey, mask = DRAWN[name](rng, defective)
+        noisy = grey + rng.normal(0, 0.012, grey.shape)
+        pixels = np.rint(np.clip(noisy * rng.uniform(0.97, 1.03), 0, 1) * 255).astype(np.uint8)
         return _small(np.repeat(pixels[..., None], 3, axis=2)), _small_mask(mask > 127)
 
     good = [one(i, False)[0] for i in range(train)]

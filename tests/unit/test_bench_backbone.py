@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edge_daemon.artefact.pictures import encode_png
-from tests.bench.backbone import open_backbone, quality, read_set, timed
+from tests.bench.backbone import compared, open_backbone, quality, read_set, timed
 from tests.bench.parts import SETS, made_sets
 
 
@@ -25,6 +25,29 @@ def test_the_embedded_backbone_finds_the_defects_of_a_simulated_product():
     assert set(figures) == {"image_auroc", "pixel_auroc", "aupro"}
     assert figures["image_auroc"] > 0.8
     assert figures["pixel_auroc"] > 0.9
+
+
+@pytest.mark.parametrize("name", ["screw", "cap"])
+def test_another_draw_gives_other_pictures_of_the_same_kind(name):
+    first, other = made_sets([name], 1, 1, 0)[0], made_sets([name], 1, 1, 1)[0]
+    assert other.defective == first.defective
+    assert [bool(mask.any()) for mask in other.masks] == [False, True]
+    pictures = [p.tobytes() for s in (first, other) for p in (*s.train, *s.test)]
+    assert len(set(pictures)) == len(pictures)
+
+
+def test_backbones_are_compared_on_equal_pictures_draw_by_draw():
+    draws = [
+        {"old": {"image_auroc": 0.70, "aupro": 0.5}, "new": {"image_auroc": 0.72, "aupro": 0.5}},
+        {"old": {"image_auroc": 0.80, "aupro": 0.6}, "new": {"image_auroc": 0.84, "aupro": 0.6}},
+    ]
+    report = compared(draws)
+    assert report["old"] == {
+        "image_auroc": 0.75,
+        "aupro": 0.55,
+        "over_first": {"image_auroc": [0.0, 0.0], "aupro": [0.0, 0.0]},
+    }
+    assert report["new"]["over_first"] == {"image_auroc": [0.03, 0.01], "aupro": [0.0, 0.0]}
 
 
 def test_times_are_given_as_ratios_to_the_teacher():
