@@ -15,7 +15,7 @@ from export.build import RecipeRequest, build_recipe
 SIZE = (128, 128)
 GOOD = 40
 SHOWN = 12
-DEFECTS = {3: DefectKind.PARTICLE, 5: DefectKind.MISSING, 8: DefectKind.CHIP}
+DEFECTS = {3: DefectKind.SCRATCH, 5: DefectKind.MISSING, 8: DefectKind.CHIP}
 
 
 @dataclass(frozen=True)
