@@ -8,6 +8,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -287,8 +288,10 @@ def grab(config: Config, name: str, timeout_s: float, clock_ns: Callable[[], int
         opened_ns = clock_ns()
         frame = one_frame(camera, settings, round(timeout_s * 1e9), clock_ns)
         read_back = camera.settings()
+        with suppress(CameraError):
+            camera.check(round(timeout_s * 1e9))  # in its answer, one in a process of its own says what it counted
     finally:
-        camera.close()  # an isolated one tells what it has counted when it ends
+        camera.close()
     health, unhealthy, without_limits = _health(frame, recipe)
     if otherwise := _other_settings(recipe, read_back):
         if view is not None and view[2].camera_settings == "warn":

@@ -70,7 +70,7 @@ class Server:
             # Whatever a camera's library does must reach the log, and end here and not the daemon.
             traceback.print_exc()
             answer |= {"error": "defect", "message": f"{type(error).__name__}: {error}"}
-        self._add_counters(answer)
+        self._add_counters(answer, at_once=request["ask"] == "check")
         try:
             self._channel.send(answer, descriptor)
         finally:
@@ -113,9 +113,9 @@ class Server:
         answer |= {"frame": True, "memory": descriptor is not None}
         return descriptor
 
-    def _add_counters(self, answer: Message) -> None:
+    def _add_counters(self, answer: Message, at_once: bool) -> None:
         now_ns = self._clock_ns()
-        if self._camera is not None and now_ns - self._counters_told_ns >= _COUNTERS_EVERY_NS:
+        if self._camera is not None and (at_once or now_ns - self._counters_told_ns >= _COUNTERS_EVERY_NS):
             self._counters_told_ns = now_ns
             answer["counters"] = dict(self._camera.counters())
 

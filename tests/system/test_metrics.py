@@ -1,5 +1,6 @@
 """What Prometheus reads of a running daemon, and whether dashboards and alerts hang on what is really there."""
 
+import asyncio
 import json
 import math
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asyncua.crypto.cert_gen import setup_self_signed_certificate
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.daemon import DaemonProcess, free_ports, receive
@@ -68,11 +71,18 @@ def page(tmp_path_factory: pytest.TempPathFactory, small_line: SmallLine) -> Pag
 
 @pytest.fixture(scope="module")
 def gateway_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    """Of a gateway in a process of its own, that hears no daemon and no PLC."""
-    (port,) = free_ports(1)
+    """Of a gateway in a process of its own, that hears no daemon and no PLC, with all that it can be configured to."""
+    port, opcua = free_ports(2)
     folder = tmp_path_factory.mktemp("gateway")
+    own, key = folder / "own.der", folder / "own.pem"
+    use = [ExtendedKeyUsageOID.SERVER_AUTH]
+    asyncio.run(setup_self_signed_certificate(key, own, "urn:gateway", "localhost", use, {"commonName": "gateway"}))
+    served = (
+        f'[opcua]\nendpoint = "opc.tcp://127.0.0.1:{opcua}"\ncertificate = "{own}"\nprivate_key = "{key}"\n'
+        f'viewers = ["{own}"]\n'
+    )
     nobody = dict(zip(("results", "status", "triggers", "amendments"), map(_at, free_ports(4)), strict=True))
-    with GatewayProcess(folder, nobody, "window_ms = 500", f"[metrics]\nport = {port}"):
+    with GatewayProcess(folder, nobody, "window_ms = 500", f"{served}[metrics]\nport = {port}"):
         return read(port)
 
 
