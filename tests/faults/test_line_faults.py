@@ -434,7 +434,7 @@ def unplug(line: Line, fake: FakeCamera) -> None:
     fake.kill()
     line.dropped(began_ns)
     line.recovered(fake.start)
-    line.good_part()
+    line.part()
 
 
 def parts_judged(line: Line) -> int:
