@@ -67,8 +67,8 @@ class _View:
 
 
 _GREY = (
-    "the picture is grey and its recipe was learned from pictures in colour: its part fails; set the camera's pixel "
-    "format and white balance, or activate a recipe that was learned from pictures like this"
+    "there is no colour in the picture and its recipe was learned from pictures in colour: its part fails; look at the "
+    "light, the camera's pixel format and white balance, or activate a recipe that was learned from pictures like this"
 )
 
 

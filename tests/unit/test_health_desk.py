@@ -119,6 +119,8 @@ def test_a_dark_picture_is_black_and_not_grey() -> None:
     line = Line()
     line.ready = line.recipe(line.ready.recipe.manifest.health, "c" * 64, in_colour=True)
     assert line.show(np.zeros((*SIZE, 3), np.uint8)).reason is Reason.HEALTH_BLACK
+    line.ready = line.recipe(None, "d" * 64, in_colour=True)
+    assert line.show(np.ones((*SIZE, 3), np.uint8)).reason is Reason.FRAME_SIZE, "without limits nobody knows black"
 
 
 def test_a_recipe_of_grey_parts_takes_pictures_in_colour_and_grey_ones() -> None:
