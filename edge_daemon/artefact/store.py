@@ -30,6 +30,7 @@ from edge_daemon.artefact.manifest import Manifest, RecipeName, Sha256
 from edge_daemon.artefact.recipe import MANIFEST, read_files, sha256, verify_files
 from edge_daemon.artefact.signature import MAX_SIGNATURE_BYTES, SIGNATURE, Signed, Trust, joined
 from edge_daemon.errors import EdgeError, RecipeError, StoreError
+from edge_daemon.files import sync_folder
 
 LATEST = "latest"
 
@@ -109,7 +110,7 @@ class Store:
                 self._set_aside(target)
                 _make_directory(target.parent)
                 os.rename(staged, target)
-                _sync_directory(target.parent)
+                sync_folder(target.parent)
             elif SIGNATURE in files:
                 self._put_signatures(target, manifest.self_sha256, files[SIGNATURE])
         return _stored(manifest, target)
@@ -263,7 +264,7 @@ class Store:
             place = _free_name(self.path / "damaged", f"{target.parent.name}-{target.name}")
             _make_directory(place.parent)
             os.rename(target, place)
-            _sync_directory(place.parent)
+            sync_folder(place.parent)
 
     def _stage(self, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
         """The recipe's directory in `incoming`, complete and durable."""
@@ -280,7 +281,7 @@ class Store:
             else:
                 _write_file(staged / name, data)
         for directory in {(staged / name).parent for name in files}:
-            _sync_directory(directory)
+            sync_folder(directory)
         return staged
 
     def _put_blob(self, digest: str, data: bytes) -> None:
@@ -295,7 +296,7 @@ class Store:
         _write_file(partial, data)
         _make_directory(path.parent)
         os.replace(partial, path)
-        _sync_directory(path.parent)
+        sync_folder(path.parent)
 
     def _put_signatures(self, target: Path, digest: str, new: bytes) -> None:
         """Add signatures to those of a recipe that is there, by one rename."""
@@ -305,7 +306,7 @@ class Store:
             partial = self.path / "incoming" / SIGNATURE
             _write_file(partial, both)
             os.replace(partial, target / SIGNATURE)
-            _sync_directory(target)
+            sync_folder(target)
 
     def _active_path(self, station: str) -> Path:
         if not _NAME.fullmatch(station):
@@ -335,7 +336,7 @@ class Store:
         _write_file(partial, _ActiveFile(station=station, sets=sets).model_dump_json(indent=1).encode())
         _make_directory(path.parent)
         os.replace(partial, path)
-        _sync_directory(path.parent)
+        sync_folder(path.parent)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -417,7 +418,7 @@ def _make_directory(path: Path) -> None:
     if not path.is_dir():
         _make_directory(path.parent)
         path.mkdir(exist_ok=True)
-        _sync_directory(path.parent)
+        sync_folder(path.parent)
 
 
 def _write_file(path: Path, data: bytes) -> None:
@@ -435,11 +436,3 @@ def _link(blob: Path, target: Path) -> None:
         os.link(blob, target)
     except OSError:
         _write_file(target, blob.read_bytes())
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

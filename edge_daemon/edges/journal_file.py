@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from edge_daemon.errors import JournalError
+from edge_daemon.files import replace_durably, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -229,14 +230,8 @@ def last_boot_number(path: Path) -> int:
 
 def keep_boot_number(path: Path, number: int) -> None:
     """Writes the sidecar file, durable before the number is used. Raises JournalError."""
-    temporary = path.with_name(path.name + ".boot.new")
     try:
-        with temporary.open("w") as file:
-            file.write(f"{number}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, _sidecar(path))
-        _sync_folder(path.parent)
+        replace_durably(_sidecar(path), f"{number}\n")
     except OSError as exc:
         raise JournalError(
             f"the boot number cannot be kept in {_sidecar(path)}: {exc.strerror or exc}; make space or check the folder"
@@ -351,17 +346,9 @@ def _move_aside(path: Path, why: JournalError) -> str:
         companion = path.with_name(path.name + suffix)
         if companion.exists():
             os.replace(companion, aside.with_name(aside.name + suffix))
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return (
         f"the journal {path} is damaged ({why}) and was kept as {aside.name}; a new one was started. "
         "Records of earlier boots cannot be replayed, and parts in flight at the last stop have no record; "
         "check the disk"
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

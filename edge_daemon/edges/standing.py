@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from edge_daemon.core.strict_json import parse_strictly
 from edge_daemon.errors import EdgeError
+from edge_daemon.files import replace_durably
 
 log = logging.getLogger(__name__)
 
@@ -212,18 +213,8 @@ class StandingAlarms:
 
     def _write(self, alarms: Mapping[tuple[str, str], StandingAlarm]) -> StandingAlarmError | None:
         text = json.dumps({"layout": _LAYOUT, "alarms": [asdict(alarm) for alarm in alarms.values()]})
-        new = self._path.with_name(self._path.name + ".new")
         try:
-            with new.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, self._path)
-            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            replace_durably(self._path, text)
         except OSError as exc:
             error = StandingAlarmError(
                 f"the standing alarms cannot be written to {self._path}: {exc.strerror or exc}; make space, or check "

@@ -245,16 +245,18 @@ class Outbox:
         self._take_lock()
         file = self._file = _connect(self._path, self._most_bytes)
         rows = dict(_rows(file))
-        found = []
         with self._changed:
-            for name, request in rows.items():
-                if name not in self._kept and name not in self._gone:
-                    self._kept[name] = request
-                    found.append(request)
+            found = self._take_up(rows)
             self._gone &= rows.keys()
             self._unwritten = OrderedDict((n, r) for n, r in self._kept.items() if n not in rows)
         self._tell_found(found)
         return file
+
+    def _take_up(self, rows: Mapping[str, AmendmentRequest]) -> list[AmendmentRequest]:
+        """Keep what the file holds and nobody knows of yet; returns that. Guarded by the caller."""
+        found = {name: request for name, request in rows.items() if name not in self._kept and name not in self._gone}
+        self._kept.update(found)
+        return list(found.values())
 
     def _tell_found(self, found: Sequence[AmendmentRequest]) -> None:
         if found:
@@ -279,12 +281,8 @@ class Outbox:
     def _move_aside(self, why: Exception) -> bool:
         """What can still be read is kept on; the rest is in a file beside. Whether that could be done."""
         rescued, moved = _rescue(self._path), False
-        found = []
         with self._changed:
-            for name, request in rescued.items():
-                if name not in self._kept and name not in self._gone:
-                    self._kept[name] = request
-                    found.append(request)
+            found = self._take_up(rescued)
         try:
             aside = _set_aside(self._path)
         except OSError as exc:

@@ -27,6 +27,7 @@ import zmq
 from zmq.utils import z85
 
 from edge_daemon.errors import EdgeError
+from edge_daemon.files import sync_folder
 from edge_daemon.wire.roles import ROLES, Role
 
 SERVER_FILE: Final = "server.key"
@@ -267,7 +268,7 @@ def _write_list(folder: Path, wanted: ClientList) -> None:
     _write_new(new, "".join(lines), 0o644)
     with _told(folder / CLIENTS_FILE):
         new.replace(folder / CLIENTS_FILE)
-        _sync_folder(folder)
+        sync_folder(folder)
 
 
 def _write_new(path: Path, text: str, mode: int) -> None:
@@ -284,7 +285,7 @@ def _write_new(path: Path, text: str, mode: int) -> None:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -302,14 +303,6 @@ def _give_to_owner(folder: Path, give: Callable[[int, int], None]) -> None:
     if os.geteuid() == 0:
         owner = folder.stat()
         give(owner.st_uid, owner.st_gid)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
