@@ -55,7 +55,7 @@ from edge_daemon.pipeline.reader import CameraReader
 from edge_daemon.pipeline.recipes import Recipes
 from edge_daemon.pipeline.stages import WayOut
 from edge_daemon.pipeline.station import Station
-from edge_daemon.threads import CoreSharing, keep_freed_memory, physical_cores, thread_pools
+from edge_daemon.threads import CoreSharing, keep_freed_memory, physical_cores, spare_collector, thread_pools
 from edge_daemon.wire.codec import encode_event, encode_image, encode_status
 from edge_daemon.wire.messages import (
     Event,
@@ -782,6 +782,7 @@ def _signals(stop: Callable[[], None], reload: Callable[[], None]) -> Iterator[N
 def run(config: Config, path: Path | None = None) -> int:
     """Run the daemon until SIGTERM, SIGINT or the command `shutdown`; returns the exit status. path: of the
     configuration, read again for trusted signers at SIGHUP."""
+    spare_collector()
     notifier = Notifier.from_environment()
     daemon = Daemon(config, notifier, path)
     with closing(notifier), _signals(daemon.stop_soon, daemon.reload_soon):

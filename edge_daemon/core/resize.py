@@ -29,6 +29,8 @@ _ONE_THREAD_MACS = 65_536 * 4
 # between the two passes multiples of 1/16; 255 · 4096 < 2^24 and 255 · 16 · 4096 < 2^24.
 _WEIGHT_UNIT = 1 / 4096
 _ROW_UNITS = 16
+# Pixels that the first and the last tap of half the size reach.
+_END = 3
 
 
 def triangle_taps(size_in: int, size_out: int) -> NDArray[np.float64]:
@@ -107,21 +109,55 @@ def _antialias(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np
 
 
 def _halved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What `_antialias` gives for half the size, in a third of the time: (2h, 2w, C) -> (h, w, C), h, w >= 2.
+    """What `_antialias` gives for half the size, in a quarter of the time: (2h, 2w, C) -> (h, w, C), h, w >= 4.
 
     Away from the border the taps are 1, 3, 3, 1 eighths: sums of pairs of 1, 2, 1 fourths. Nothing is rounded
     before the end: the first pass gives 64ths of a grey level (at most 64 * 255 < 2^15), the average of four of
     them is a sum of whole 64ths again because each is a multiple of four, and the last step rounds half to even,
-    as `np.rint`. At the border the taps are others: those two rows and columns are done as in any picture.
+    as `np.rint`. At the border the taps are others: its rows and columns are done in the two passes of `_antialias`.
     """
     h, w, _ = pixels.shape
     taps = np.array([2.0, 4.0, 2.0])
     blurred = cv2.sepFilter2D(pixels, cv2.CV_16S, taps, taps)
     sums = cv2.resize(blurred, (w // 2, h // 2), interpolation=cv2.INTER_AREA)
     small = np.asarray(cv2.convertScaleAbs(sums, alpha=1 / 64), np.uint8).reshape(h // 2, w // 2, -1)
-    small[[0, -1]] = _antialias(np.concatenate([pixels[:4], pixels[-4:]]), w // 2, 4)[[0, -1]]
-    small[:, [0, -1]] = _antialias(np.concatenate([pixels[:, :4], pixels[:, -4:]], axis=1), 4, h // 2)[:, [0, -1]]
+    planes = pixels.transpose(0, 2, 1)
+    ends = np.rint(np.stack(_ends_of_half(planes)) * _ROW_UNITS)
+    small[[0, -1]] = np.rint(_half(ends) / _ROW_UNITS).transpose(0, 2, 1)
+    columns = pixels[:, [*range(_END), *range(-_END, 0)]].transpose(1, 2, 0)
+    ends = np.stack(_ends_of_half(np.rint(_half(columns) * _ROW_UNITS)))
+    small[:, [0, -1]] = np.rint(ends / _ROW_UNITS).transpose(2, 0, 1)
     return small
+
+
+def _half(lines: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
+    """The taps of half the size along the last axis, unrounded: (..., 2m) -> (..., m)."""
+    values = lines.astype(np.float32, order="C")
+    first, second = values[..., ::2], values[..., 1::2]
+    half = 3 * (first + second)
+    half[..., 1:] += second[..., :-1]
+    half[..., :-1] += first[..., 1:]
+    half /= 8
+    half[..., 0], half[..., -1] = _ends_of_half(np.moveaxis(values, -1, 0))
+    return half
+
+
+def _ends_of_half(lines: NDArray[np.uint8] | NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """First and last of what the taps of half the size give along the first axis, unrounded: (2m, ...) -> (...) each.
+    Of that axis only the ends need be there."""
+    first, last = _taps_of_ends()
+    start, end = lines[:_END].astype(np.float32, copy=False), lines[-_END:].astype(np.float32, copy=False)
+    return (
+        first[0] * start[0] + first[1] * start[1] + first[2] * start[2],
+        last[0] * end[0] + last[1] * end[1] + last[2] * end[2],
+    )
+
+
+@lru_cache(maxsize=1)
+def _taps_of_ends() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The first and the last taps of half the size, (3,) each: the same for every size from 8 pixels on."""
+    taps = _fixed_point(triangle_taps(4 * _END, 2 * _END)).astype(np.float32)
+    return taps[0, :_END], taps[-1, -_END:]
 
 
 def resize(pixels: NDArray[np.uint8], width: int, height: int, method: ResizeMethod) -> NDArray[np.uint8]:

@@ -152,8 +152,9 @@ _MAP_ROUNDING = 1e-5
 
 _NOT_FINITE = Evidence(score=math.nan, max_distance=math.nan, boxes=(), map_kind="")
 
-# Frames of which each position remembers the nearest rows: two cameras that share a recipe take turns.
-_REMEMBERED_FRAMES = 4
+# Rows that each position remembers as nearest in other frames: two cameras that share a recipe take turns, and on good
+# parts in the same place what was seen before is worth more than what the patches next door found.
+_REMEMBERED_FRAMES = 6
 
 
 class PatchCoreDetector:

@@ -21,7 +21,7 @@ _REDUCED_FOR_ALL_FROM_ROWS = 8192
 _FIRST_SEARCHES = 16
 
 # Of the patches, those with the largest bounds are offered what other frames and the patches next door found.
-_OFFERED_SHARE = 1 / 8
+_OFFERED_SHARE = 1 / 5
 
 # More patches than this still open: hints of another place. One block of the bank bounds them for less than
 # searching them one after the other takes. With 96, frames whose hints are only weak paid for it too: 4.5 ms a
@@ -60,10 +60,11 @@ class CertifiedEngine:
             self._improve(patches, nearest, hints, grid)
         else:
             nearest = self._glance(patches)
-        first = undecided(nearest)[:_FIRST_SEARCHES]
+        first = undecided(nearest, _FIRST_SEARCHES)
         nearest.take(first, self._search.nearest(patches[first], within=nearest.squared[first]))
-        rest = undecided(nearest)
+        rest = undecided(nearest, _LOST + 1)
         if len(rest) > _LOST:
+            rest = undecided(nearest)
             nearest.take(rest, self._glance(patches[rest]))
         squared, patch, more = prove_maximum(
             nearest, lambda which, floor: self._search.nearest(patches[which], floor, within=nearest.squared[which])
@@ -81,8 +82,7 @@ class CertifiedEngine:
         count = max(1, int(len(patches) * _OFFERED_SHARE))
         which = np.argpartition(nearest.squared, len(patches) - count)[-count:]
         offered = np.concatenate([hints[1:, which], hints[0, _next_door(grid)[:, which]]])
-        every = np.tile(which, len(offered))
-        bounds = upper_bounds(patches[every], self._bank, offered.ravel()).reshape(offered.shape)
+        bounds = upper_bounds(patches[which], self._bank, offered)
         best = bounds.argmin(axis=0)
         index = np.arange(len(which))
         nearest.take(which, Nearest(bounds[best, index], offered[best, index], np.zeros(len(which), np.bool_)))
@@ -103,7 +103,6 @@ class CertifiedEngine:
 
 @lru_cache(maxsize=8)
 def _next_door(grid: tuple[int, int]) -> NDArray[np.int64]:
-    """(8, P) int64: the patches around each patch; beyond the border, those of the opposite one."""
+    """(4, P) int64: the patches above, below, left and right of each; beyond the border, those of the opposite one."""
     index = np.arange(grid[0] * grid[1]).reshape(grid)
-    around = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x]
-    return np.stack([np.roll(index, shift, (0, 1)).ravel() for shift in around])
+    return np.stack([np.roll(index, shift, axis).ravel() for axis in (0, 1) for shift in (1, -1)])

@@ -1,8 +1,10 @@
 """Pools that are sized while the program runs."""
 
 import ctypes
+import gc
 import os
 import threading
+import weakref
 from pathlib import Path
 
 import faiss  # noqa: F401 - its OpenBLAS must not be taken for numpy's
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge_daemon.engines.sessions import pool_cores
-from edge_daemon.threads import CoreSharing, blas_limiter
+from edge_daemon.threads import CoreSharing, blas_limiter, spare_collector
 
 
 def openblas_threads() -> int:
@@ -91,3 +93,20 @@ def test_a_search_beside_the_model_and_one_of_a_small_bank_take_one_core() -> No
     for model_busy, rows in ((False, 100_000), (True, 100_000), (False, 2_000)):
         sharing.search_begins(model_busy, rows)
     assert told == [2, 1, 1]
+
+
+def test_what_the_imports_made_is_no_longer_looked_through_and_what_comes_after_is_still_collected() -> None:
+    class Ring:
+        def __init__(self) -> None:
+            self.me = self
+
+    try:
+        spare_collector()
+        assert gc.get_freeze_count() > 10_000
+        ring = Ring()
+        gone = weakref.ref(ring)
+        del ring
+        gc.collect()
+        assert gone() is None
+    finally:
+        gc.unfreeze()
