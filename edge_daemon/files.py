@@ -1,6 +1,7 @@
 """Files that must outlive a power cut."""
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 
@@ -22,3 +23,20 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file, so that what is left of it can be looked at: `NAME.damaged-UTC`. A database takes its log
+    along, and SQLite's own tools can still open it. Never in place of one set aside before. Raises OSError."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    tries = 1
+    while aside.exists():
+        tries += 1
+        aside = path.with_name(f"{path.name}.damaged-{stamp}-{tries}")
+    for suffix in ("-wal", "-shm", ""):
+        companion = path.with_name(path.name + suffix)
+        if companion.exists():
+            os.replace(companion, aside.with_name(aside.name + suffix))
+    sync_folder(path.parent)
+    return aside

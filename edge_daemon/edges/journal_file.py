@@ -5,15 +5,13 @@ Why the layout is as it is: deploy/decisions/0003-journal-layout.md.
 
 import fcntl
 import logging
-import os
 import sqlite3
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final
 
 from edge_daemon.errors import JournalError
-from edge_daemon.files import replace_durably, sync_folder
+from edge_daemon.files import replace_durably, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -335,18 +333,8 @@ def begin_anew(
 
 
 def _move_aside(path: Path, why: JournalError) -> str:
-    """Renames the database with its log, so that SQLite's own tools can still open what is left. Returns the alarm."""
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    aside = path.with_name(f"{path.name}.damaged-{stamp}")
-    tries = 1
-    while aside.exists():
-        tries += 1
-        aside = path.with_name(f"{path.name}.damaged-{stamp}-{tries}")
-    for suffix in ("-wal", "-shm", ""):
-        companion = path.with_name(path.name + suffix)
-        if companion.exists():
-            os.replace(companion, aside.with_name(aside.name + suffix))
-    sync_folder(path.parent)
+    """Returns the alarm."""
+    aside = set_aside(path)
     return (
         f"the journal {path} is damaged ({why}) and was kept as {aside.name}; a new one was started. "
         "Records of earlier boots cannot be replayed, and parts in flight at the last stop have no record; "

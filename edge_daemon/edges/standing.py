@@ -7,7 +7,6 @@ disk, and is told when it is there.
 
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 from edge_daemon.core.strict_json import parse_strictly
 from edge_daemon.errors import EdgeError
-from edge_daemon.files import replace_durably
+from edge_daemon.files import replace_durably, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ class StandingAlarms:
                 "that nobody had acknowledged may be lost. Look in the journal for parts that passed and were not OK"
             )
             try:
-                os.replace(self._path, self._path.with_name(self._path.name + ".damaged"))
+                set_aside(self._path)
             except OSError as error:
                 log.error("%s cannot be moved aside: %s", self._path, error.strerror)
         self._thread = threading.Thread(target=self._run, name="standing alarms", daemon=True)

@@ -136,7 +136,7 @@ class Choices:
             if entry.kind == kind:
                 return Choice(entry.engine(), "remembered", ms=entry.ms)
         if not self._may_measure:
-            return Choice(rule, "rule", "not measured yet")
+            return Choice(rule, "rule", "the daemon measures when it first loads this recipe")
         if not os.access(self.path.parent, os.W_OK | os.X_OK):
             return Choice(rule, "rule", f"{self.path} cannot be written")
         ms = {name: round(value, 4) for name, value in measure().items()}

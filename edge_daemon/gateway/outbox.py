@@ -10,7 +10,6 @@ is taken out too late is told twice, and the daemon records each once. See deplo
 
 import fcntl
 import logging
-import os
 import sqlite3
 import threading
 import time
@@ -18,11 +17,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final
 
 from edge_daemon.errors import WireError
+from edge_daemon.files import set_aside
 from edge_daemon.gateway.errors import OutboxError
 from edge_daemon.wire.codec import decode_amendment_request, encode_request
 from edge_daemon.wire.messages import AmendmentRequest
@@ -284,7 +283,7 @@ class Outbox:
         with self._changed:
             found = self._take_up(rescued)
         try:
-            aside = _set_aside(self._path)
+            aside = set_aside(self._path)
         except OSError as exc:
             self._alarm("outbox_failing", _told(exc, self._path))
         else:
@@ -390,17 +389,6 @@ def _is_damage(exc: Exception) -> bool:
     # All statements are the program's own: an error in one means that the table is not the one that was made.
     damaged = name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or name == "SQLITE_ERROR"
     return damaged or isinstance(exc, _DamagedError | UnicodeDecodeError)
-
-
-def _set_aside(path: Path) -> Path:
-    """Renames the file with its log. Raises OSError."""
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    aside = path.with_name(f"{path.name}.damaged-{stamp}")
-    for suffix in ("-wal", "-shm", ""):
-        companion = path.with_name(path.name + suffix)
-        if companion.exists():
-            os.replace(companion, aside.with_name(aside.name + suffix))
-    return aside
 
 
 def _told(exc: Exception, path: Path) -> str:

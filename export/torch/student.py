@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-STRIDES = (8, 16)
 NORM_EPSILON = 1e-5
 
 

@@ -106,7 +106,7 @@ def test_a_file_that_cannot_be_replaced_leaves_the_rule_and_no_partial_file(
 
 def test_who_may_not_measure_reads_only(tmp_path: Path) -> None:
     found = Choices(tmp_path / "engines.json", may_measure=False).choose(KIND, 1000, never)
-    assert found == Choice("certified", "rule", "not measured yet")
+    assert found == Choice("certified", "rule", "the daemon measures when it first loads this recipe")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -215,7 +215,7 @@ def test_a_damaged_file_that_cannot_be_set_aside_is_an_alarm_and_not_tried_witho
         raise OSError(30, "Read-only file system")
 
     (tmp_path / FILE).write_bytes(b"garbage" * 1_000)
-    monkeypatch.setattr("edge_daemon.gateway.outbox._set_aside", fails)
+    monkeypatch.setattr("edge_daemon.gateway.outbox.set_aside", fails)
     with opened(tmp_path) as outbox:
         outbox.keep(message(1))
         with pytest.raises(TimeoutError):
