@@ -28,7 +28,8 @@ from edge_daemon.edges.audit import AuditEntry, AuditTrail, ControlAudit
 from edge_daemon.edges.clock import SystemClock
 from edge_daemon.edges.connections import ConnectionLimits
 from edge_daemon.edges.doorkeeper import Doorkeeper
-from edge_daemon.edges.journal import Boot, Intent, Journal
+from edge_daemon.edges.journal import Journal
+from edge_daemon.edges.journal_entries import Boot, Intent
 from edge_daemon.edges.keyring import KeyRing, credentials_folder
 from edge_daemon.edges.metrics import Reading, exposition
 from edge_daemon.edges.publisher import Publisher, PublisherConfig

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from edge_daemon.core.strict_json import parse_strictly
-from edge_daemon.edges.journal import Report, Reported
+from edge_daemon.edges.journal_entries import Report, Reported
 from edge_daemon.edges.standing import Kept, StandingAlarmError
 from edge_daemon.wire.messages import AmendmentReply, AmendmentRequest
 

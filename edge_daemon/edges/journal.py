@@ -13,16 +13,32 @@ import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, get_args
+from typing import Any, Final, get_args
 
-from edge_daemon.core.decision import Evaluation, Reason, ResultState
-from edge_daemon.edges.journal_chain import START, Head, amendment_body, append, gone_body, read_head
+from edge_daemon.core.decision import Reason
+from edge_daemon.edges.journal_chain import START, Head, read_head
+from edge_daemon.edges.journal_entries import (
+    Amendment,
+    AmendmentKind,
+    Boot,
+    Concluded,
+    Entry,
+    Intent,
+    JournalStats,
+    KnownBoot,
+    Later,
+    Laters,
+    OldRecord,
+    OutcomeTwiceError,
+    Replay,
+    Report,
+    Reported,
+    Seen,
+)
 from edge_daemon.edges.journal_file import (
     UNREADABLE,
-    JournalBusyError,
     JournalDamagedError,
     OpenedFile,
     begin_anew,
@@ -32,37 +48,31 @@ from edge_daemon.edges.journal_file import (
     open_file,
     open_for_reading,
 )
+from edge_daemon.edges.journal_work import (
+    REFUSALS,
+    Amend,
+    Conclude,
+    Intend,
+    Prune,
+    Remove,
+    Tell,
+    Withdraw,
+    Work,
+    barest,
+    effective_header,
+    failed,
+    mark_gone,
+    read_amendments,
+    transaction,
+    try_alone,
+    utc_now,
+    withdraw,
+)
 from edge_daemon.errors import JournalError, WireError
 from edge_daemon.wire.codec import contradiction, inspection_header
-from edge_daemon.wire.messages import Inspection, Mode
-
-__all__ = [
-    "Amendment",
-    "AmendmentKind",
-    "Boot",
-    "Concluded",
-    "Entry",
-    "Intent",
-    "Journal",
-    "JournalBusyError",
-    "JournalDamagedError",
-    "JournalStats",
-    "KnownBoot",
-    "Later",
-    "Laters",
-    "OldRecord",
-    "OutcomeTwiceError",
-    "Replay",
-    "Report",
-    "Reported",
-    "Seen",
-    "effective_header",
-    "read_amendments",
-]
+from edge_daemon.wire.messages import Inspection
 
 log = logging.getLogger(__name__)
-
-AmendmentKind = Literal["delivery", "disposition", "part_id", "journal"]
 
 # Outcomes and trigger ids of this boot kept in memory: all that can be on their way to the disk (the queue's 4,096)
 # or be owed to it (as many again). The database knows the older ones: by its unique keys, and by `seen`.
@@ -75,204 +85,7 @@ _RETRY_S: Final = 1.0
 _MOST_REPORTS: Final = 1_024
 _REPORT_WAITS_NS: Final = 100_000_000
 _REPORTS_AT_ONCE: Final = 8
-# Of one record. A gateway tells two; what a PLC takes back and says anew has room.
-_REPORTS_OF_A_RECORD: Final = 16
 _COMMITS_MEASURED: Final = 1_024
-# The database is sound but does not take this entry: a broken key, a value it cannot hold.
-_REFUSALS: Final = (
-    sqlite3.IntegrityError,
-    sqlite3.DataError,
-    sqlite3.InterfaceError,
-    sqlite3.ProgrammingError,
-    ValueError,
-    OverflowError,
-    TypeError,
-)
-
-
-class OutcomeTwiceError(JournalError):
-    """A trigger has its outcome already: the first one stands, this one is a diagnostic."""
-
-
-@dataclass(frozen=True, slots=True)
-class Intent:
-    """An accepted trigger, with what a record needs if the daemon dies before the outcome.
-
-    accepted_utc: ISO 8601 UTC of the trigger's arrival; utc_uncertainty_us and clock_quality as in `Times`.
-    """
-
-    station: str
-    result_id: str
-    trigger_id: str
-    part_id: str | None = None
-    attempt: int = 1
-    mode: Mode = "production"
-    recipe_set: str = ""
-    accepted_utc: str = ""
-    utc_uncertainty_us: int = 0
-    clock_quality: str = "unknown"
-    deadline_ms: float = 0.0
-    job: str | None = None
-    provisional: bool = False
-    simulated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Boot:
-    """What `open` found. `last_seq`: by station, of the boot before. `unfinished`: intents without outcome, oldest
-    first. `alarm`: what an operator must be told about the file, or empty."""
-
-    number: int
-    boot_id: str
-    last_seq: dict[str, int]
-    previous_boot: int | None
-    previous_boot_id: str | None
-    previous_closed: bool
-    unfinished: list[Intent]
-    alarm: str
-
-
-@dataclass(frozen=True, slots=True)
-class KnownBoot:
-    """A boot that this journal has records of, or could have."""
-
-    number: int
-    boot_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Concluded:
-    """The end of one `conclude`: what may be told to the world, and its bytes.
-
-    Without `error` the record is durable. With it, `inspection` is the withdrawn one, `journaled` False. With an
-    OutcomeTwiceError nothing may be told at all.
-    """
-
-    inspection: Inspection
-    header: bytes
-    error: JournalError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """The latest attempt of a trigger id. `boot` tells an id of this boot from one of a PLC that started anew."""
-
-    attempt: int
-    boot: int
-    result_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Amendment:
-    """A later addition to a record."""
-
-    kind: str
-    utc: str
-    body: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Later:
-    """An amendment in the order of the journal. position: its link, `Head` as text."""
-
-    position: str
-    station: str
-    result_id: str
-    amendment: Amendment
-
-
-@dataclass(frozen=True, slots=True)
-class Laters:
-    """Amendments in order. begun_anew: the position asked from is not of this journal, and these begin with the
-    oldest."""
-
-    entries: tuple[Later, ...]
-    more: bool
-    begun_anew: bool
-
-
-Fate = Literal["recorded", "repeated", "pending", "unknown_result", "amendment_id_reused", "too_many"]
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """An amendment that comes from outside, perhaps more than once. result_id: empty where the reporter was never told
-    it; then the latest attempt of the trigger is meant. amendment_id: also in `body`; the same report, the same id."""
-
-    station: str
-    trigger_id: str
-    result_id: str
-    kind: AmendmentKind
-    amendment_id: str
-    body: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """What became of a report. `recorded`: by this very call; `repeated`: it was there already; with any other fate
-    nothing was written. header: of its record, as the wire told it; empty where there is none."""
-
-    fate: Fate
-    result_id: str = ""
-    header: bytes = b""
-    error: JournalError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One record as it went out: `header` is what the wire said, also where that superseded what was committed."""
-
-    seq: int
-    result_id: str
-    header: bytes
-    amendments: tuple[Amendment, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class OldRecord:
-    """What retention needs to know of a record. utc: of the trigger's arrival, ISO 8601."""
-
-    number: int
-    station: str
-    utc: str
-    evaluation: str
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """Records in order, the ranges that no longer exist, and where to go on (None at the end of what was asked)."""
-
-    entries: tuple[Entry, ...]
-    gone: tuple[tuple[int, int], ...]
-    next_seq: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class JournalStats:
-    """failing: the last commit's error, empty when it succeeded: while it is not, no trigger can be accepted.
-    owed: withdrawn records that wait for the disk. queue_limit: past it intents are refused, outcomes withdrawn."""
-
-    queued: int
-    queue_limit: int
-    owed: int
-    failing: str
-    commits: int
-    commit_failures: int
-    commit_p50_ms: float
-    commit_p99_ms: float
-    records: int
-    second_outcomes: int
-    unencodable: int
-
-
-class _Writable(Protocol):
-    def write(self, connection: sqlite3.Connection) -> None: ...
-
-
-class _Work(_Writable, Protocol):
-    """Something queued for the writer thread."""
-
-    def done(self, error: JournalError | None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +95,8 @@ class _Batch:
     Taken under the lock in one piece, so that a withdrawal is never written before what it withdraws.
     """
 
-    work: list[_Work]
-    owed: list["_Withdraw"]
+    work: list[Work]
+    owed: list["Withdraw"]
     lost: dict[str, list[tuple[int, int]]]
 
 
@@ -298,30 +111,6 @@ class _Numbers:
     unencodable: int = 0
     failing: str = ""
     commit_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_COMMITS_MEASURED))
-
-
-def utc_now() -> str:
-    """ISO 8601 UTC with microseconds."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def withdrawn(inspection: Inspection) -> Inspection:
-    """What goes out instead of a verdict that could not be made durable in time: same seq and result_id.
-
-    Without a verdict (missed, failed) there is nothing to withdraw: state and reason stay.
-    """
-    changes: dict[str, object] = {"journaled": False}
-    if inspection.result_state == ResultState.COMPLETED.value:
-        changes |= _failed(Reason.JOURNAL)
-    return inspection.model_copy(update=changes)
-
-
-def _failed(reason: Reason) -> dict[str, object]:
-    return {
-        "evaluation": Evaluation.UNDEFINED.label,
-        "result_state": ResultState.FAILED.value,
-        "reason": reason.value,
-    }
 
 
 class Journal:
@@ -356,9 +145,9 @@ class Journal:
         self._check_limit_bytes = check_limit_bytes
         self._on_fatal = on_fatal
         self._wake = threading.Condition()  # guards everything below
-        self._queue: deque[_Work] = deque()
-        self._reports: deque[tuple[int, _Work]] = deque()  # with the time by which each is written, monotonic
-        self._owed: deque[_Withdraw] = deque()
+        self._queue: deque[Work] = deque()
+        self._reports: deque[tuple[int, Work]] = deque()  # with the time by which each is written, monotonic
+        self._owed: deque[Withdraw] = deque()
         self._lost: dict[str, list[tuple[int, int]]] = {}
         self._last_seq: dict[str, int] = {}
         self._concluded: OrderedDict[str, None] = OrderedDict()
@@ -514,7 +303,7 @@ class Journal:
     def intend(self, intent: Intent, on_durable: Callable[[JournalError | None], None]) -> None:
         """Records that a trigger is being taken up. Called back once durable, or with the error that makes the
         trigger impossible to accept; at once when the queue is full or the journal is closing."""
-        work = _Intend(intent, self.boot.number, on_durable)
+        work = Intend(intent, self.boot.number, on_durable)
         with self._wake:
             self._remember(intent.station, intent.trigger_id, intent.attempt, intent.result_id)
             refused = self._enqueue(work)
@@ -546,7 +335,7 @@ class Journal:
             self._concluded[draft.result_id] = None
             _forget_oldest(self._concluded)
             self._remember(draft.station, draft.trigger_id, draft.attempt, draft.result_id)
-            work = _Conclude(self, inspection, header, on_done)
+            work = Conclude(inspection, header, on_done, self._settle)
             refused = self._enqueue(work)
         if refused is not None:
             work.done(refused)
@@ -555,8 +344,8 @@ class Journal:
     def withdraw(self, inspection: Inspection) -> Concluded:
         """Takes back what `conclude` returned because its commit takes too long: what goes out instead. Whatever
         the disk still takes of the first version is superseded by an amendment."""
-        concluded = _withdraw(inspection, JournalError(f"the journal {self._path} took longer than its budget"))
-        self._owe(_Withdraw(concluded.inspection, concluded.header))
+        concluded = withdraw(inspection, JournalError(f"the journal {self._path} took longer than its budget"))
+        self._owe(Withdraw(concluded.inspection, concluded.header))
         return concluded
 
     def amend(
@@ -575,7 +364,7 @@ class Journal:
         except (TypeError, ValueError, RecursionError) as exc:
             raise JournalError(f"the amendment of {result_id} cannot be written as JSON: {exc}") from exc
         with self._wake:
-            refused = self._enqueue(_Amend(result_id, kind, utc_now(), text, on_durable))
+            refused = self._enqueue(Amend(result_id, kind, utc_now(), text, on_durable))
         if refused is not None and on_durable is not None:
             on_durable(refused)
 
@@ -595,7 +384,7 @@ class Journal:
                 refused = JournalError(f"{_MOST_REPORTS} reports wait for the journal {self._path} already")
             else:
                 due_ns = time.monotonic_ns() + _REPORT_WAITS_NS
-                self._reports.append((due_ns, _Tell(report, text, utc_now(), on_done)))
+                self._reports.append((due_ns, Tell(report, text, utc_now(), on_done)))
                 self._wake.notify()
         if refused is not None:
             on_done(Reported("pending", error=refused))
@@ -685,7 +474,7 @@ class Journal:
         """Removes the oldest records of one station and boot, up to and including a number, with their amendments;
         a replay of them answers `gone` from then on. Called back like `intend`."""
         with self._wake:
-            refused = self._enqueue(_Prune(station, boot, through_seq, on_durable))
+            refused = self._enqueue(Prune(station, boot, through_seq, on_durable))
         if refused is not None and on_durable is not None:
             on_durable(refused)
 
@@ -694,7 +483,7 @@ class Journal:
         `gone` from then on. A few hundred at once: everything else waits for the same commit. Called back like
         `intend`."""
         with self._wake:
-            refused = self._enqueue(_Remove(tuple(numbers), on_durable))
+            refused = self._enqueue(Remove(tuple(numbers), on_durable))
         if refused is not None:
             on_durable(refused)
 
@@ -748,7 +537,7 @@ class Journal:
 
     # --- inside, under the lock ---------------------------------------------------------------------------------
 
-    def _enqueue(self, work: _Work) -> JournalError | None:
+    def _enqueue(self, work: Work) -> JournalError | None:
         if self._closing or self._boot is None:
             return JournalError(f"the journal {self._path} is closed")
         if len(self._queue) >= self._queue_limit:
@@ -773,13 +562,13 @@ class Journal:
         a trigger has a record whatever happens."""
         if why := contradiction(inspection):
             log.error("result %s of %s becomes Failed: %s", inspection.result_id, inspection.station, why)
-            inspection = inspection.model_copy(update=_failed(Reason.UNPROVEN))
+            inspection = inspection.model_copy(update=failed(Reason.UNPROVEN))
         try:
             return inspection, inspection_header(inspection)
         except WireError as exc:
             log.error("result %s of %s becomes Failed: %s", inspection.result_id, inspection.station, exc)
             self._numbers.unencodable += 1
-            bare = _bare(inspection)
+            bare = barest(inspection)
             return bare, inspection_header(bare)
 
     # --- the writer thread --------------------------------------------------------------------------------------
@@ -848,19 +637,19 @@ class Journal:
         """One transaction. What the database refuses for its content is refused alone, by its index."""
         connection = self._connection
         try:
-            with _transaction(connection):
+            with transaction(connection):
                 for work in batch.work:
                     work.write(connection)
                 self._write_debts(connection, batch)
                 head = read_head(connection)
             self._head = head
             return {}
-        except _REFUSALS:
+        except REFUSALS:
             pass  # one of them: once more, each by itself
         refused: dict[int, JournalError] = {}
-        with _transaction(connection):
+        with transaction(connection):
             for index, work in enumerate(batch.work):
-                if refusal := _try_alone(connection, work):
+                if refusal := try_alone(connection, work):
                     refused[index] = refusal
             self._write_debts(connection, batch)
             head = read_head(connection)
@@ -871,11 +660,11 @@ class Journal:
         """After the work: a record withdrawn while it waited is in this very transaction, and is amended by it."""
         boot = self.boot.number
         for debt in batch.owed:
-            if _try_alone(connection, debt):
-                _mark_gone(connection, debt.inspection.station, boot, debt.inspection.seq, debt.inspection.seq, "lost")
+            if try_alone(connection, debt):
+                mark_gone(connection, debt.inspection.station, boot, debt.inspection.seq, debt.inspection.seq, "lost")
         for station, ranges in batch.lost.items():
             for first, last in ranges:
-                _mark_gone(connection, station, boot, first, last, "lost")
+                mark_gone(connection, station, boot, first, last, "lost")
         if not batch.work and not batch.owed and not batch.lost:
             # Shows whether the disk is back although nothing waits: only a real write can tell.
             connection.execute("UPDATE boot SET closed_utc = NULL WHERE number = ?", (boot,))
@@ -907,7 +696,7 @@ class Journal:
         assert self._file is not None
         return self._file.connection
 
-    def _owe(self, debt: "_Withdraw") -> None:
+    def _owe(self, debt: "Withdraw") -> None:
         """Keeps a withdrawn record until the disk takes it; when too many wait, only their numbers."""
         with self._wake:
             if len(self._owed) < _MOST_OWED:
@@ -923,7 +712,7 @@ class Journal:
         elif not any(first <= seq <= last for first, last in ranges):
             ranges.append((seq, seq))
 
-    def _tell(self, work: _Work, error: JournalError | None) -> None:
+    def _tell(self, work: Work, error: JournalError | None) -> None:
         try:
             work.done(error)
         except Exception as exc:
@@ -934,7 +723,7 @@ class Journal:
         if self._on_fatal is not None:
             self._on_fatal(exc)
 
-    def _settle(self, work: "_Conclude", error: JournalError | None) -> None:
+    def _settle(self, work: "Conclude", error: JournalError | None) -> None:
         """The end of a `conclude`; a record that did not reach the disk is owed in its withdrawn form."""
         if error is None:
             with self._wake:
@@ -947,8 +736,8 @@ class Journal:
                 self._lose(work.inspection.station, work.inspection.seq)
             work.on_done(Concluded(work.inspection, work.header, error))
             return
-        concluded = _withdraw(work.inspection, error)
-        self._owe(_Withdraw(concluded.inspection, concluded.header))
+        concluded = withdraw(work.inspection, error)
+        self._owe(Withdraw(concluded.inspection, concluded.header))
         work.on_done(concluded)
 
     @contextmanager
@@ -981,277 +770,6 @@ SELECT station FROM a UNION SELECT station FROM b
 """
 
 
-# --- what the writer writes ---------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Intend:
-    intent: Intent
-    boot: int
-    on_durable: Callable[[JournalError | None], None]
-
-    def write(self, connection: sqlite3.Connection) -> None:
-        i = self.intent
-        connection.execute(
-            "INSERT INTO intent (result_id, boot, station, trigger_id, attempt, body) VALUES (?, ?, ?, ?, ?, ?)",
-            (i.result_id, self.boot, i.station, i.trigger_id, i.attempt, json.dumps(asdict(i))),
-        )
-
-    def done(self, error: JournalError | None) -> None:
-        self.on_durable(error)
-
-
-@dataclass(slots=True)
-class _Conclude:
-    journal: Journal
-    inspection: Inspection
-    header: bytes
-    on_done: Callable[[Concluded], None]
-
-    def write(self, connection: sqlite3.Connection) -> None:
-        _insert_record(connection, self.inspection, self.header)
-
-    def done(self, error: JournalError | None) -> None:
-        self.journal._settle(self, error)
-
-
-@dataclass(slots=True)
-class _Withdraw:
-    """Makes the journal say what the wire said. Writing it twice changes nothing."""
-
-    inspection: Inspection
-    header: bytes
-
-    def write(self, connection: sqlite3.Connection) -> None:
-        told = self.inspection
-        row = connection.execute(
-            "SELECT station, boot, seq, header FROM record WHERE result_id = ?", (told.result_id,)
-        ).fetchone()
-        if row is None:
-            _insert_record(connection, told, self.header)
-        elif tuple(row[:3]) != (told.station, told.boot, told.seq):
-            raise sqlite3.IntegrityError("another outcome was recorded first")
-        elif bytes(row[3]) != self.header:
-            body = {"superseded_by": self.header.decode()}
-            _insert_amendment(connection, told.result_id, "journal", utc_now(), json.dumps(body))
-
-
-@dataclass(slots=True)
-class _Amend:
-    result_id: str
-    kind: str
-    utc: str
-    body: str
-    on_durable: Callable[[JournalError | None], None] | None
-
-    def write(self, connection: sqlite3.Connection) -> None:
-        _insert_amendment(connection, self.result_id, self.kind, self.utc, self.body)
-
-    def done(self, error: JournalError | None) -> None:
-        if self.on_durable is not None:
-            self.on_durable(error)
-        elif error is not None:
-            log.error("the %s amendment of %s is not recorded: %s", self.kind, self.result_id, error)
-
-
-@dataclass(slots=True)
-class _Tell:
-    """A report: looks first, so that nothing is written twice, or beside no record."""
-
-    report: Report
-    text: str
-    utc: str
-    on_done: Callable[[Reported], None]
-    reported: Reported = Reported("pending")
-
-    def write(self, connection: sqlite3.Connection) -> None:
-        report = self.report
-        found = self._record(connection)
-        if found is None:
-            waits = connection.execute(
-                "SELECT 1 FROM intent WHERE result_id = ? OR (station = ? AND trigger_id = ?)",
-                (report.result_id, report.station, report.trigger_id),
-            ).fetchone()
-            self.reported = Reported("pending" if waits else "unknown_result")
-            return
-        result_id, header = found
-        amendments = read_amendments(connection, result_id)
-        told = [a for a in amendments if a.kind in ("delivery", "disposition")]
-        same = [a for a in told if a.body.get("amendment_id") == report.amendment_id]
-        fate: Fate = "recorded"
-        if same:
-            fate = "repeated" if (same[0].kind, same[0].body) == (report.kind, report.body) else "amendment_id_reused"
-        elif len(told) >= _REPORTS_OF_A_RECORD:
-            fate = "too_many"
-        else:
-            _insert_amendment(connection, result_id, report.kind, self.utc, self.text)
-        self.reported = Reported(fate, result_id, effective_header(header, amendments))
-
-    def _record(self, connection: sqlite3.Connection) -> tuple[str, bytes] | None:
-        """Of this very station and trigger: an id that is somebody else's is none."""
-        report = self.report
-        row = connection.execute(
-            "SELECT result_id, header FROM record WHERE station = ?1 AND trigger_id = ?2 AND ?3 IN ('', result_id) "
-            "ORDER BY boot DESC, attempt DESC LIMIT 1",
-            (report.station, report.trigger_id, report.result_id),
-        ).fetchone()
-        return (row[0], bytes(row[1])) if row else None
-
-    def done(self, error: JournalError | None) -> None:
-        self.on_done(self.reported if error is None else Reported("pending", error=error))
-
-
-@dataclass(slots=True)
-class _Remove:
-    """Retention: single records, oldest first. Neighbouring tombstones grow together."""
-
-    numbers: tuple[int, ...]
-    on_durable: Callable[[JournalError | None], None]
-
-    def write(self, connection: sqlite3.Connection) -> None:
-        for number in self.numbers:
-            row = connection.execute(
-                "SELECT station, boot, seq, result_id FROM record WHERE id = ?", (number,)
-            ).fetchone()
-            if row is None:
-                continue
-            station, boot, seq, result_id = row
-            connection.execute("DELETE FROM amendment WHERE result_id = ?", (result_id,))
-            connection.execute("DELETE FROM record WHERE id = ?", (number,))
-            self._bury(connection, station, boot, seq)
-
-    @staticmethod
-    def _bury(connection: sqlite3.Connection, station: str, boot: int, seq: int) -> None:
-        first = last = seq
-        rows = connection.execute(
-            "SELECT id, first, last FROM gone WHERE station = ? AND boot = ? AND why = 'pruned' "
-            "AND (last = ? OR first = ?)",
-            (station, boot, seq - 1, seq + 1),
-        ).fetchall()
-        for number, begin, end in rows:
-            first, last = min(first, begin), max(last, end)
-            connection.execute("DELETE FROM gone WHERE id = ?", (number,))
-        _mark_gone(connection, station, boot, first, last, "pruned")
-
-    def done(self, error: JournalError | None) -> None:
-        self.on_durable(error)
-
-
-@dataclass(slots=True)
-class _Prune:
-    station: str
-    boot: int
-    through_seq: int
-    on_durable: Callable[[JournalError | None], None] | None
-
-    def write(self, connection: sqlite3.Connection) -> None:
-        chosen = "station = ? AND boot = ? AND seq <= ?"
-        values = (self.station, self.boot, self.through_seq)
-        (last,) = connection.execute(f"SELECT max(seq) FROM record WHERE {chosen}", values).fetchone()
-        if last is None:
-            return
-        connection.execute(
-            f"DELETE FROM amendment WHERE result_id IN (SELECT result_id FROM record WHERE {chosen})", values
-        )
-        connection.execute(f"DELETE FROM record WHERE {chosen}", values)
-        connection.execute("DELETE FROM gone WHERE station = ? AND boot = ? AND last <= ?", (*values[:2], last))
-        _mark_gone(connection, self.station, self.boot, 1, last, "pruned")
-
-    def done(self, error: JournalError | None) -> None:
-        if self.on_durable is not None:
-            self.on_durable(error)
-
-
-def _insert_record(connection: sqlite3.Connection, inspection: Inspection, header: bytes) -> None:
-    number, previous, chain = append(connection, "record", header)
-    connection.execute(
-        "INSERT INTO record (id, station, boot, seq, result_id, trigger_id, attempt, header, previous, chain) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            number,
-            inspection.station,
-            inspection.boot,
-            inspection.seq,
-            inspection.result_id,
-            inspection.trigger_id,
-            inspection.attempt,
-            header,
-            previous,
-            chain,
-        ),
-    )
-    connection.execute("DELETE FROM intent WHERE result_id = ?", (inspection.result_id,))
-
-
-def _insert_amendment(connection: sqlite3.Connection, result_id: str, kind: str, utc: str, body: str) -> None:
-    link = append(connection, "amendment", amendment_body(result_id, kind, utc, body))
-    connection.execute(
-        "INSERT INTO amendment (result_id, kind, utc, body, id, previous, chain) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (result_id, kind, utc, body, *link),
-    )
-
-
-def _mark_gone(connection: sqlite3.Connection, station: str, boot: int, first: int, last: int, why: str) -> None:
-    link = append(connection, "gone", gone_body(station, boot, first, last, why))
-    connection.execute(
-        "INSERT INTO gone (station, boot, first, last, why, id, previous, chain) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (station, boot, first, last, why, *link),
-    )
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # SQLite rolls back by itself on a full disk
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _withdraw(inspection: Inspection, error: JournalError) -> Concluded:
-    told = withdrawn(inspection)
-    try:
-        return Concluded(told, inspection_header(told), error)
-    except WireError:  # a few bytes longer than what just fitted
-        told = _bare(told)
-        return Concluded(told, inspection_header(told), error)
-
-
-def _try_alone(connection: sqlite3.Connection, work: _Writable) -> JournalError | None:
-    """Writes one entry inside the transaction; the error when it is refused, the rest of the batch untouched."""
-    connection.execute("SAVEPOINT alone")
-    try:
-        work.write(connection)
-    except _REFUSALS as exc:
-        connection.execute("ROLLBACK TO alone")
-        connection.execute("RELEASE alone")
-        refusal = OutcomeTwiceError if isinstance(exc, sqlite3.IntegrityError) else JournalError
-        return refusal(f"the journal does not take this entry: {exc}")
-    connection.execute("RELEASE alone")
-    return None
-
-
-def _bare(inspection: Inspection) -> Inspection:
-    """The least that still is a record of this trigger, with nothing in it that could be too long."""
-
-    def short(text: str) -> str:
-        return text[:64].encode("ascii", "replace").decode()
-
-    changes = {
-        "views": (),
-        "parts": (),
-        "image_ref": None,
-        "trigger_id": short(inspection.trigger_id),
-        "part_id": None if inspection.part_id is None else short(inspection.part_id),
-        "deadline_ms": 0.0,
-    }
-    state = _failed(Reason.UNPROVEN) if inspection.result_state == ResultState.COMPLETED.value else {}
-    return inspection.model_copy(update=changes | state)
-
-
 def _read_intent(body: str) -> Intent:
     known = Intent.__dataclass_fields__
     return Intent(**{name: value for name, value in json.loads(body).items() if name in known})
@@ -1276,20 +794,6 @@ def _is_link(connection: sqlite3.Connection, head: Head) -> bool:
         (head.links,),
     ).fetchone()
     return found is None or (found[0] or START) == head.digest
-
-
-def read_amendments(connection: sqlite3.Connection, result_id: str) -> tuple[Amendment, ...]:
-    """Of one record, oldest first. Raises sqlite3.Error."""
-    rows = connection.execute("SELECT kind, utc, body FROM amendment WHERE result_id = ? ORDER BY id", (result_id,))
-    return tuple(Amendment(kind, utc, json.loads(body)) for kind, utc, body in rows)
-
-
-def effective_header(header: bytes, amendments: Sequence[Amendment]) -> bytes:
-    """What the wire said: a record that was withdrawn after all is superseded by an amendment."""
-    for amendment in amendments:
-        if amendment.kind == "journal" and "superseded_by" in amendment.body:
-            header = amendment.body["superseded_by"].encode()
-    return bytes(header)
 
 
 def _entry(connection: sqlite3.Connection, seq: int, result_id: str, header: bytes) -> Entry:

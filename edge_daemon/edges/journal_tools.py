@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from edge_daemon.edges.journal import Amendment, effective_header, read_amendments
+from edge_daemon.edges.journal_entries import Amendment
 from edge_daemon.edges.journal_file import UNREADABLE, explain, open_for_reading
+from edge_daemon.edges.journal_work import effective_header, read_amendments
 from edge_daemon.errors import JournalError, WireError
 from edge_daemon.wire.codec import decode_header, parse_json
 from edge_daemon.wire.messages import MAX_HEADER_BYTES, RESULT_SCHEMA, Inspection

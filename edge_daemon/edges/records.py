@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edge_daemon.core.decision import Reason
-from edge_daemon.edges.journal import Concluded, Intent, OutcomeTwiceError
+from edge_daemon.edges.journal_entries import Concluded, Intent, OutcomeTwiceError
 from edge_daemon.errors import JournalError
 from edge_daemon.wire.codec import inspection_frames
 from edge_daemon.wire.messages import Inspection, Provenance, Times

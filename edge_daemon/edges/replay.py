@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from edge_daemon.edges.journal import KnownBoot, Laters, Replay
 from edge_daemon.edges.journal_chain import Head, parse_head
+from edge_daemon.edges.journal_entries import KnownBoot, Laters, Replay
 from edge_daemon.errors import JournalError
 from edge_daemon.wire.messages import AmendmentRecord, ReplayRecord, ReplayReply, ReplayRequest, SeqRange
 

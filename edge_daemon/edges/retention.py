@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from edge_daemon.edges.archive import sweep_archive
-from edge_daemon.edges.journal import OldRecord
+from edge_daemon.edges.journal_entries import OldRecord
 from edge_daemon.errors import EdgeError, JournalError
 
 log = logging.getLogger(__name__)

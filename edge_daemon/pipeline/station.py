@@ -29,7 +29,7 @@ from edge_daemon.core.frame import Frame
 from edge_daemon.core.histogram import SECONDS, Distribution, Histogram
 from edge_daemon.core.states import State, StationEvent, step
 from edge_daemon.detectors.loading import ReadyRecipe
-from edge_daemon.edges.journal import Intent
+from edge_daemon.edges.journal_entries import Intent
 from edge_daemon.errors import CameraSettingsError, JournalError
 from edge_daemon.pipeline.camera_match import advice as advice_on_settings
 from edge_daemon.pipeline.camera_match import set_otherwise

@@ -32,8 +32,9 @@ from edge_daemon.config import load_config as load_daemon_config
 from edge_daemon.core.camera_settings import counting, differences, in_words
 from edge_daemon.detectors.loading import build_detector, check_golden
 from edge_daemon.edges.audit import AuditTrail, read_trail
-from edge_daemon.edges.journal import Journal, KnownBoot, Laters, Replay
+from edge_daemon.edges.journal import Journal
 from edge_daemon.edges.journal_chain import Head, parse_head, verify
+from edge_daemon.edges.journal_entries import KnownBoot, Laters, Replay
 from edge_daemon.edges.journal_tools import Wanted, csv_row, find, salvage
 from edge_daemon.edges.replay import ReplayDesk
 from edge_daemon.edges.standing import StandingAlarms

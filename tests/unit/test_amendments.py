@@ -14,8 +14,9 @@ from wire_kit import inspection, not_ok
 
 from edge_daemon.client import RefusedError, ReplayClient, connect
 from edge_daemon.edges.amendments import AmendmentDesk
-from edge_daemon.edges.journal import Intent, Journal, Report, Reported
+from edge_daemon.edges.journal import Journal
 from edge_daemon.edges.journal_chain import parse_head, verify
+from edge_daemon.edges.journal_entries import Intent, Report, Reported
 from edge_daemon.edges.journal_tools import Wanted, csv_row, find
 from edge_daemon.edges.replay import ReplayDesk
 from edge_daemon.edges.server import AMENDMENTS, REPLAY, RequestServer

@@ -17,16 +17,10 @@ from typing import Any
 import pytest
 from wire_kit import inspection, not_ok, view
 
-from edge_daemon.edges.journal import (
-    Boot,
-    Concluded,
-    Intent,
-    Journal,
-    JournalBusyError,
-    OutcomeTwiceError,
-    Seen,
-    withdrawn,
-)
+from edge_daemon.edges.journal import Journal
+from edge_daemon.edges.journal_entries import Boot, Concluded, Intent, OutcomeTwiceError, Seen
+from edge_daemon.edges.journal_file import JournalBusyError
+from edge_daemon.edges.journal_work import withdrawn
 from edge_daemon.edges.records import Records
 from edge_daemon.errors import JournalError
 from edge_daemon.wire.codec import decode_header
@@ -723,7 +717,8 @@ WRITER = """
 import itertools, resource, sys
 sys.path[:0] = [{tests!r}, {root!r}]
 from pathlib import Path
-from edge_daemon.edges.journal import Intent, Journal
+from edge_daemon.edges.journal import Journal
+from edge_daemon.edges.journal_entries import Intent
 from wire_kit import inspection
 
 def say(*words):

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from wire_kit import inspection
 
-from edge_daemon.edges.journal import Concluded, Intent, Journal, OutcomeTwiceError, withdrawn
+from edge_daemon.edges.journal import Journal
+from edge_daemon.edges.journal_entries import Concluded, Intent, OutcomeTwiceError
+from edge_daemon.edges.journal_work import withdrawn
 from edge_daemon.edges.records import Records
 from edge_daemon.errors import JournalError
 from edge_daemon.wire.codec import decode_inspection, inspection_header

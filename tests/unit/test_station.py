@@ -16,7 +16,7 @@ from edge_daemon.core.binding import BindFault
 from edge_daemon.core.clock import UtcAnchor
 from edge_daemon.core.decision import Evaluation, Evidence, Reason, ViewVerdict
 from edge_daemon.core.frame import Frame
-from edge_daemon.edges.journal import Intent
+from edge_daemon.edges.journal_entries import Intent
 from edge_daemon.engines.choice import Choice
 from edge_daemon.errors import JournalError
 from edge_daemon.pipeline.golden import GoldenSample
