@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from edge_daemon.gateway.dialogue import Tell
+from edge_daemon.gateway.events import Tell
 from edge_daemon.wire.messages import AmendmentReply, AmendmentRequest
 
 MOST_KEPT: Final = 20_000

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from edge_daemon import client
 from edge_daemon.errors import ConfigError
-from edge_daemon.gateway.dialogue import DialogueSettings, Job
+from edge_daemon.gateway.release import DialogueSettings, Job
 
 _MS: Final = 1_000_000
 _SHOWN: Final = 80  # of a name or value that is wrong: enough to find it by

@@ -18,7 +18,7 @@ import zmq.asyncio
 from edge_daemon.client import AMENDMENTS, connect
 from edge_daemon.errors import WireError
 from edge_daemon.gateway.amendments import AmendmentQueue
-from edge_daemon.gateway.dialogue import AskDaemon, Event, ResultCame, StatusCame, TriggerAnswered
+from edge_daemon.gateway.events import AskDaemon, Event, ResultCame, StatusCame, TriggerAnswered
 from edge_daemon.wire.codec import (
     RESULT_TOPIC,
     STATUS_TOPIC,

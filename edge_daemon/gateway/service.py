@@ -19,22 +19,13 @@ from edge_daemon.errors import EdgeError
 from edge_daemon.gateway.amendments import AmendmentQueue, amendment
 from edge_daemon.gateway.certificates import complaints
 from edge_daemon.gateway.config import GatewayConfig
-from edge_daemon.gateway.dialogue import (
-    AskDaemon,
-    Dialogue,
-    DialogueSettings,
-    Event,
-    Note,
-    PartReported,
-    PlcWrote,
-    ResultCame,
-    Tell,
-    Tick,
-)
+from edge_daemon.gateway.dialogue import Dialogue
 from edge_daemon.gateway.errors import GatewayError
+from edge_daemon.gateway.events import AskDaemon, Event, Note, PartReported, PlcWrote, ResultCame, Tell, Tick
 from edge_daemon.gateway.link import DaemonEndpoints, DaemonLink
 from edge_daemon.gateway.metrics import GatewayReading, exposition, station_reading
 from edge_daemon.gateway.outbox import Outbox
+from edge_daemon.gateway.release import DialogueSettings
 from edge_daemon.gateway.words import Block, Command
 from edge_daemon.logs import fields
 from edge_daemon.notify import Notifier

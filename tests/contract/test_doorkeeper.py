@@ -21,7 +21,7 @@ from edge_daemon.edges.keyring import KeyRing
 from edge_daemon.edges.publisher import Publisher, PublisherConfig
 from edge_daemon.edges.server import TRIGGERS, RequestServer
 from edge_daemon.edges.sockets import EndpointError
-from edge_daemon.gateway.dialogue import AskDaemon, TriggerAnswered
+from edge_daemon.gateway.events import AskDaemon, TriggerAnswered
 from edge_daemon.gateway.link import DaemonEndpoints, DaemonLink
 from edge_daemon.wire.codec import decode_trigger_reply
 from edge_daemon.wire.keys import ClientKey, create_server_key, enrol, revoke

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_daemon.gateway.amendments import ANSWER_NS, IN_FLIGHT, PAUSE_NS, AmendmentQueue, amendment
-from edge_daemon.gateway.dialogue import Dialogue, DialogueSettings, Effect, Event, Tell
+from edge_daemon.gateway.dialogue import Dialogue
+from edge_daemon.gateway.events import Effect, Event, Tell
 from edge_daemon.gateway.registers import COMMAND_WORDS, decode_command, encode_command
+from edge_daemon.gateway.release import DialogueSettings
 from edge_daemon.gateway.words import Command, Disposition, ErrorCode, ReasonCode, Verdict
 from edge_daemon.wire.codec import decode_amendment_request, encode_request
 from edge_daemon.wire.messages import AmendmentReply, AmendmentRequest

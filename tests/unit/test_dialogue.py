@@ -16,22 +16,10 @@ from hypothesis import strategies as st
 
 from edge_daemon.core.decision import Reason
 from edge_daemon.gateway import dialogue as module
-from edge_daemon.gateway.dialogue import (
-    RESULTS_KEPT,
-    TABLE,
-    AskDaemon,
-    Dialogue,
-    DialogueSettings,
-    Job,
-    PartReported,
-    Phase,
-    PlcWrote,
-    ResultCame,
-    Signal,
-    StatusCame,
-    Tick,
-    TriggerAnswered,
-)
+from edge_daemon.gateway import release
+from edge_daemon.gateway.dialogue import RESULTS_KEPT, TABLE, Dialogue, Phase, Signal
+from edge_daemon.gateway.events import AskDaemon, PartReported, PlcWrote, ResultCame, StatusCame, Tick, TriggerAnswered
+from edge_daemon.gateway.release import DialogueSettings, Job
 from edge_daemon.gateway.words import Bits, Block, Command, Disposition, ErrorCode, ReasonCode, ShownResult, Verdict
 from edge_daemon.wire.messages import CameraStatus, Inspection, RecipeRef, Status, TriggerReply, ViewMessage
 from tests.wire_kit import inspection, view
@@ -770,11 +758,11 @@ def let_nan_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def bears_itself_out(record: Inspection) -> bool:
         return not any((view.score or 0) > (view.threshold or 0) for view in record.views)
 
-    monkeypatch.setattr(module, "bears_itself_out", bears_itself_out)
+    monkeypatch.setattr(release, "bears_itself_out", bears_itself_out)
 
 
 def compare_no_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "same_recipes", lambda *_: True)
+    monkeypatch.setattr(release, "same_recipes", lambda *_: True)
 
 
 def compare_no_boot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -792,7 +780,8 @@ def take_late_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def look_at_no_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "inside_window", lambda *_: True)
+    for place in (module, release):
+        monkeypatch.setattr(place, "inside_window", lambda *_: True)
 
 
 def release_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
