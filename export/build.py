@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ DEFAULT_RATIO = 0.1
 DEFAULT_LARGEST_BANK = 100_000  # rows; the greedy's time grows with patches times rows, the search with rows
 DEFAULT_LARGEST_BANK_OF_TILES = 10_000  # a large picture has a hundred times the patches
 PAPER_SIZE = (224, 224)
-_PAPER_RESIZE = 256 / 224  # short side 256, centre crop 224
+_PAPER_RESIZE = Fraction(256, 224)  # short side 256, centre crop 224
 _SHOWN_SUSPECTS = 20
 
 _PARAMETERS: dict[Profile, dict[str, Any]] = {
@@ -325,8 +326,7 @@ def _settings(
     cut = tiling(options, backbone, width, height)
     resize_to = backbone.size if cut is None else cut.size
     if backbone.profile == "paper" and cut is None:
-        factor = _PAPER_RESIZE * max(backbone.size[0] / width, backbone.size[1] / height)
-        resize_to = max(backbone.size[0], int(width * factor)), max(backbone.size[1], int(height * factor))
+        resize_to = paper_size(backbone.size, (width, height))
     return PatchCoreSettings(
         frame_size=frame_size,
         region=region,
@@ -338,6 +338,14 @@ def _settings(
         smallest_px=0.0,
         **_PARAMETERS[backbone.profile],
     )
+
+
+def paper_size(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
+    """To what a frame is resized before its middle is cut out for profile `paper`, width and height: the short side to
+    256 for a crop of 224, the long one in proportion and rounded down (Roth et al. 2022, section 4.1, as
+    torchvision's `Resize(256)`). In fractions: with floats 1080 rows came out as 255."""
+    factor = _PAPER_RESIZE * max(Fraction(size[0], frame[0]), Fraction(size[1], frame[1]))
+    return max(size[0], int(frame[0] * factor)), max(size[1], int(frame[1] * factor))
 
 
 def _split(request: RecipeRequest, pictures: Gathered) -> tuple[list[str], list[str]]:
