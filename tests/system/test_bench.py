@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from edge_daemon.artefact.pictures import encode_png, read_picture
 from edge_daemon.bench import BenchRequest, bench, ideal_queue_ms, table
 from edge_daemon.cli import main
 from edge_daemon.errors import EdgeError, PictureError, RecipeError
@@ -54,10 +56,6 @@ def test_a_missing_recipe_or_picture_is_named(small_line, tmp_path, capsys):
 
 
 def test_pictures_of_another_size_are_refused_by_name(small_line, tmp_path):
-    import numpy as np
-
-    from edge_daemon.artefact.pictures import encode_png
-
     (tmp_path / "small.png").write_bytes(encode_png(np.zeros((20, 20, 3), np.uint8)))
     with pytest.raises(PictureError, match=r"small\.png: the frame is 20x20"):
         bench(BenchRequest(small_line.recipe, tmp_path))
@@ -75,3 +73,12 @@ def test_the_ideal_queue_serves_in_order_and_never_two_at_once():
     assert ideal_queue_ms([0.0, 1.0], [10.0]) == pytest.approx([10.0, 10.0])
     assert ideal_queue_ms([0.0, 0.0, 0.005], [10.0]) == pytest.approx([10.0, 20.0, 25.0])
     assert ideal_queue_ms([0.0, 0.0, 1.0], [10.0, 30.0]) == pytest.approx([10.0, 40.0, 10.0])
+
+
+def test_pictures_that_nobody_can_judge_are_refused_and_not_counted_as_fast(small_line, tmp_path):
+    dark = tmp_path / "dark"
+    dark.mkdir()
+    for path in sorted((small_line.test / "test" / "good").glob("*.png"))[:4]:
+        (dark / path.name).write_bytes(encode_png(read_picture(path) // 4))
+    with pytest.raises(EdgeError, match="was not judged while it was measured .health_underexposed"):
+        bench(BenchRequest(small_line.recipe, dark, rounds=1, seconds=0.3))
