@@ -405,6 +405,21 @@ def _hints(config: Config, ready: _Ready) -> Iterator[Finding]:
                 "judged like any other; learn limits from good pictures with `edge-export health`"
             )
             yield Finding("hint", text)
+    yield from _rates_of_parts(config, ready)
     threads, cores = config.engine.intra_op_threads, physical_cores()
     if threads > cores:
         yield Finding("hint", f"engine.intra_op_threads: {threads} threads on {cores} cores take turns; 0 is faster")
+
+
+def _rates_of_parts(config: Config, ready: _Ready) -> Iterator[Finding]:
+    """A recipe promises a false-reject rate for its view; a part of several views has to pass them all."""
+    for name, station in config.stations.items():
+        found = [ready[name, view.name].recipe.manifest for view in station.views if (name, view.name) in ready]
+        rates = [rate for m in found if isinstance(rate := m.calibration.get("false_reject_rate"), int | float)]
+        if len(rates) > 1:
+            text = (
+                f"stations.{name}: a part has to be good in each of {len(rates)} views, so up to {sum(rates):.2%} of "
+                f"good parts are rejected ({', '.join(f'{rate:.2%}' for rate in rates)} by view); for a rate R of parts "
+                f"give each recipe R/{len(rates)}: `edge-export threshold --false-reject-rate`"
+            )
+            yield Finding("hint", text)

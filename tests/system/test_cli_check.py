@@ -100,7 +100,7 @@ def _recipe_files(backbone: bytes, red: int = 100) -> dict[str, bytes]:
     return files
 
 
-def _files(backbone: bytes, golden: bytes, score: float) -> dict[str, bytes]:
+def _files(backbone: bytes, golden: bytes, score: float, rate: float = 0.02) -> dict[str, bytes]:
     bank = bank_bytes(np.array([[99, 99, 99], [0, 0, 0]], np.float32))
     fields = {
         "required_features": ["patchcore/1"],
@@ -130,7 +130,7 @@ def _files(backbone: bytes, golden: bytes, score: float) -> dict[str, bytes]:
         "bank": {"file": "bank.safetensors", "sha256": sha256(bank), "rows": 2, "dim": 3},
         "thresholds": {"lower": 5.0, "upper": 5.0, "pixel": 5.0},
         "provisional": True,
-        "calibration": {},
+        "calibration": {"false_reject_rate": rate},
         "golden": [
             {
                 "file": "golden/good.png",
@@ -238,6 +238,22 @@ def test_everything_wrong_is_said_at_once_whatever_its_kind(
     ):
         assert any(expected in error for error in errors), (expected, errors)
     assert [judged["station"] for judged in report["recipes"]] == ["st2", "st3"]
+
+
+def test_a_part_of_several_views_is_said_to_be_rejected_by_any_of_them(
+    edge_daemon: Callable[..., Ended], recipe: Path, tmp_path: Path
+) -> None:
+    more = '[cameras.side]\nkind = "simulated"\nproduct = "cap"\nsize = [64, 64]\n'
+    config = write_config(tmp_path, str(recipe), more=more)
+    one = edge_daemon("check", "--config", config)
+    assert "of good parts are rejected" not in one.out + one.err
+    also = f'{{ camera = "side", recipe = "{recipe}" }}]'
+    Path(config).write_text(Path(config).read_text().replace("}]", "}, " + also))
+    two = edge_daemon("check", "--config", config)
+    assert two.status == 0
+    assert "stations.st1: a part has to be good in each of 2 views, so up to 4.00% of good parts are rejected" in (
+        two.out + two.err
+    )
 
 
 @pytest.mark.parametrize(("side", "status"), [(SIDE, 0), (100, 1)])
