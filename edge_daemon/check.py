@@ -419,7 +419,7 @@ def _rates_of_parts(config: Config, ready: _Ready) -> Iterator[Finding]:
         if len(rates) > 1:
             text = (
                 f"stations.{name}: a part has to be good in each of {len(rates)} views, so up to {sum(rates):.2%} of "
-                f"good parts are rejected ({', '.join(f'{rate:.2%}' for rate in rates)} by view); for a rate R of parts "
-                f"give each recipe R/{len(rates)}: `edge-export threshold --false-reject-rate`"
+                f"good parts are rejected ({', '.join(f'{rate:.2%}' for rate in rates)} by view); for a rate R of "
+                f"parts give each recipe R/{len(rates)}: `edge-export threshold --false-reject-rate`"
             )
             yield Finding("hint", text)
