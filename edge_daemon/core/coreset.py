@@ -12,7 +12,8 @@ farthest from all rows taken so far, again and again. The plain form computes n 
 
 The matrix product ‖x‖² + ‖c‖² − 2x·c only proposes pairs, with a bound on its rounding error; whatever
 it proposes is computed again by direct difference. The picks are therefore those of the plain greedy
-with direct differences, bit for bit, ties to the lowest row.
+with direct differences, bit for bit, ties to the lowest row. The product is of rows less their mean:
+its rounding error grows with their distance from the origin, and far from it everything would be proposed.
 """
 
 import math
@@ -32,11 +33,12 @@ POOL_ROWS = 2048
 _LARGEST_POOL_ROWS = 1 << 15
 _ROWS_PER_POOL_ROW = 256  # of millions of rows, so that the passes over all of them stay few
 _SWEEP_BYTES = 512 << 20  # of embeddings that a pass stays among before it goes on
-_PRODUCT_VALUES = 1 << 20  # of a matrix product: four megabytes
+_PRODUCT_VALUES = 1 << 18  # of a matrix product, or of the differences computed at a time: one megabyte
 BLOCK_ROWS = 4096
 GROUPS = 128
 _UNIT_ROUNDOFF = 2.0**-24
 _PRUNING_SLACK = 1.0 + 1e-4  # direct differences are good to 1e-5 relative at 1,536 dimensions
+_LARGEST_SQUARED_NORM = np.finfo(np.float32).max / 32  # less a mean it is 4 times that at most, and a distance 16
 _CHOSEN = np.float32(-np.inf)
 _UNASSIGNED = -1
 
@@ -48,7 +50,7 @@ class CoresetError(EdgeError):
 @dataclass(frozen=True, slots=True)
 class Selection:
     """rows: (taken,) int64 in the order in which the greedy took them; radius: distance of the last one to those
-    before it, which no row left out exceeds; infinite when only the first was taken."""
+    before it (and what it began with), which no row left out exceeds; infinite when only the first was taken."""
 
     rows: Int64
     radius: float
@@ -175,39 +177,48 @@ def _check(embeddings: Float32, count: int) -> None:
 def _squared_distances(rows: Float32, point: Float32, pause: Callable[[], None] = lambda: None) -> Float32:
     """(n, d) and (d,) -> (n,) float32 by direct difference, in blocks. The one arithmetic of this module."""
     result = np.empty(len(rows), np.float32)
-    for begin in range(0, len(rows), BLOCK_ROWS):
+    step = _rows_of_a_block(rows.shape[1])
+    for begin in range(0, len(rows), step):
         pause()
-        difference = rows[begin : begin + BLOCK_ROWS] - point
-        np.einsum("ij,ij->i", difference, difference, out=result[begin : begin + BLOCK_ROWS])
+        difference = rows[begin : begin + step] - point
+        np.einsum("ij,ij->i", difference, difference, out=result[begin : begin + step])
     return result
 
 
-def _squared_norms(rows: Float32, pause: Callable[[], None] = lambda: None) -> Float32:
-    """(n, d) -> (n,) float32. Raises CoresetError where a row is not finite or too large to be squared."""
-    result = np.empty(len(rows), np.float32)
-    for begin in range(0, len(rows), BLOCK_ROWS):
+def _rows_of_a_block(dim: int) -> int:
+    """As many rows as are worked on at a time."""
+    return min(BLOCK_ROWS, max(64, _PRODUCT_VALUES // dim))
+
+
+def _checked_mean(rows: Float32, pause: Callable[[], None]) -> Float32:
+    """(n, d) -> (d,) float32. Raises CoresetError where a row is not finite or too large to be squared."""
+    total = np.zeros(rows.shape[1], np.float64)
+    bad: list[int] = []
+    step = _rows_of_a_block(rows.shape[1])
+    for begin in range(0, len(rows), step):
         pause()
-        block = rows[begin : begin + BLOCK_ROWS]
-        with np.errstate(over="ignore"):
-            np.einsum("ij,ij->i", block, block, out=result[begin : begin + BLOCK_ROWS])
-    # 4 times the norm must fit as well: it is the largest squared distance there can be.
-    bad = np.flatnonzero(~(result < np.finfo(np.float32).max / 8))
-    if len(bad):
+        block = rows[begin : begin + step]
+        with np.errstate(over="ignore", invalid="ignore"):
+            squared = np.einsum("ij,ij->i", block, block)
+            total += block.sum(axis=0)
+        bad.extend((begin + np.flatnonzero(~(squared < _LARGEST_SQUARED_NORM))).tolist())
+    if bad:
         raise CoresetError(f"{len(bad)} embeddings are NaN, infinite or too large (first: row {bad[0]})")
-    return result
+    return (total / len(rows)).astype(np.float32)
 
 
 @dataclass(slots=True)
 class _Pool:
     """The rows among which the greedy goes on alone.
 
-    rows: (p,) int64 ascending, so that the first maximum is the lowest row; points, squared, norms, nearest:
-    their embeddings, squared distances, squared norms and nearest centres. The rest's largest squared
-    distance and the first row that has it tell when to stop.
+    rows: (p,) int64 ascending, so that the first maximum is the lowest row; points, centred, squared, norms, nearest:
+    their embeddings, these less the mean, squared distances, squared norms of the centred ones and nearest centres.
+    The rest's largest squared distance and the first row that has it tell when to stop.
     """
 
     rows: Int64
     points: Float32
+    centred: Float32
     squared: Float32
     norms: Float32
     nearest: NDArray[np.int32]
@@ -218,14 +229,16 @@ class _Pool:
 class _Greedy:
     """State between two pools: `squared` holds exact minima for all rows after `settle`.
 
-    Centres that come from outside stand first in `centres` and have no row in `chosen`.
+    Centres that come from outside stand first in `centres` and have no row in `chosen`. Norms, here and of the
+    centres, are squared and of what is centred: less `mean`.
     """
 
     def __init__(
         self, embeddings: Float32, count: int, outside: int, stop_radius: float, pause: Callable[[], None]
     ) -> None:
         self.embeddings = embeddings
-        self.norms = _squared_norms(embeddings, pause)
+        self.mean = _checked_mean(embeddings, pause)
+        self.norms = _squared_distances(embeddings, self.mean, pause)
         self.chosen: Int64 = np.full(outside + count, _UNASSIGNED, np.int64)
         self.taken = 0
         self.outside = outside
@@ -240,8 +253,12 @@ class _Greedy:
         self.centre_norms: Float32 = np.empty(count, np.float32)
         self._settled = 0  # centres that all rows know of
         self._in_pool = np.zeros(len(embeddings), np.bool_)
-        # |fl(‖x‖² + ‖c‖² − 2x·c) − ‖x−c‖²| <= this · (‖x‖² + ‖c‖²): dot product of d terms plus four roundings.
-        self._relative_error = np.float32(2 * (embeddings.shape[1] + 8) * _UNIT_ROUNDOFF)
+        # |fl(‖x‖² + ‖c‖² − 2x·c) − fl(‖x−c‖²)| <= this · (‖x‖² + ‖c‖²), with x and c centred on the left alone. In
+        # units of roundoff and of that sum: d for the two norms, d for twice the product (2·|x|·|c| is the sum at
+        # most), 4 for the roundings of x and c less their mean (each moves by one unit of its own length), 2d for the
+        # direct difference of d terms (‖x−c‖² is twice the sum at most), and a few for the sums of these. In float32
+        # all of it, so that "less than" means it.
+        self._relative_error = np.float32(4 * (embeddings.shape[1] + 8) * _UNIT_ROUNDOFF)
 
     @property
     def picks(self) -> Int64:
@@ -256,7 +273,8 @@ class _Greedy:
         if centres.shape[1:] != self.embeddings.shape[1:] or centres.dtype != np.float32:
             raise CoresetError(f"centres of {centres.shape} {centres.dtype} do not go with {self.embeddings.shape}")
         self.centres[: len(centres)] = centres
-        self.centre_norms[: len(centres)] = _squared_norms(centres)
+        _checked_mean(centres, self._pause)
+        self.centre_norms[: len(centres)] = _squared_distances(centres, self.mean)
         self._settle_to(len(centres))
 
     def begin_with_picks(self, rows: Int64) -> None:
@@ -270,9 +288,9 @@ class _Greedy:
         self.chosen[ordinals] = rows
         self.centres[ordinals] = self.embeddings[rows]
         self.centre_norms[ordinals] = self.norms[rows]
-        before = self.centres[: ordinals.stop - 1]
-        if len(before):
-            self.last_squared = _squared_distances(before, self.centres[ordinals.stop - 1]).min()
+        before, last = self.centres[: ordinals.stop - 1], self.centres[ordinals.stop - 1]
+        # What the rows began with counts as well: of profile `paper` that is all that the first one is far from.
+        self.last_squared = _squared_distances(before, last).min(initial=self.squared[rows[-1]])
         self.squared[rows] = _CHOSEN
         self.nearest[rows] = 0
         self._settle_to(ordinals.stop)
@@ -323,6 +341,7 @@ class _Greedy:
         centres these are needs no embeddings; those are then swept once from front to back, so that a mapped file
         that is larger than the memory is read once a pass, not once a group.
         """
+        doubled = self._doubled(slice(self._settled, self.taken))
         groups = self._groups_of_centres()
         of_row = np.where(self._in_pool, np.int16(-2), groups[self.nearest])
         order = np.argsort(of_row, kind="stable")
@@ -331,13 +350,19 @@ class _Greedy:
         for group in range(GROUPS):
             rows = order[bounds[group + 1] : bounds[group + 2]]
             if len(rows):
-                tasks.append(self._pruned(rows, np.flatnonzero(groups[:-1] == group)))
+                tasks.append(self._pruned(rows, np.flatnonzero(groups[:-1] == group), doubled))
         step = max(BLOCK_ROWS, _SWEEP_BYTES // (4 * self.embeddings.shape[1]))
         for begin in range(0, len(self.embeddings), step):
             for rows, ordinals in tasks:
                 first, last = np.searchsorted(rows, [begin, begin + step])
-                self._settle_rows(rows[first:last], ordinals)
+                self._settle_rows(rows[first:last], ordinals, doubled)
         self._settled = self.taken
+
+    def _doubled(self, ordinals: slice) -> Float32:
+        """(k, d) float32, −2 times these centres less the mean: the factor of every product."""
+        doubled = self.centres[ordinals] - self.mean
+        doubled *= -2
+        return doubled
 
     def _take(self, row: int) -> int:
         ordinal = self.taken
@@ -363,7 +388,8 @@ class _Greedy:
         rest = np.where(self._in_pool, _CHOSEN, self.squared)
         first = int(rest.argmax())
         points = self._rows(rows)
-        return _Pool(rows, points, self.squared[rows], self.norms[rows], self.nearest[rows], rest[first], first)
+        squared, norms, nearest = self.squared[rows], self.norms[rows], self.nearest[rows]
+        return _Pool(rows, points, points - self.mean, squared, norms, nearest, rest[first], first)
 
     def _rows(self, rows: Int64) -> Float32:
         """(k, d) float32, picked out some at a time: of a mapped file each one brings 64 KB into memory."""
@@ -378,7 +404,7 @@ class _Greedy:
         centre, norm = self.centres[ordinal], self.centre_norms[ordinal]
         sums = pool.norms + norm
         # einsum, not matmul: BLAS wakes its threads for this, which costs milliseconds on a busy machine.
-        lower = sums * (1 - self._relative_error) - 2 * np.einsum("ij,j->i", pool.points, centre)
+        lower = sums * (1 - self._relative_error) - 2 * np.einsum("ij,j->i", pool.centred, centre - self.mean)
         near = np.flatnonzero(lower < pool.squared)
         exact = _squared_distances(pool.points[near], centre)
         closer = exact < pool.squared[near]
@@ -389,19 +415,24 @@ class _Greedy:
         """For each settled centre the nearest of the first GROUPS centres, else -1; the last entry is for
         `_UNASSIGNED`. Any grouping is correct; a good one is fast."""
         groups = np.full(self.taken + 1, -1, np.int16)
-        anchors, anchor_norms = self.centres[: min(GROUPS, self._settled)], self.centre_norms[:GROUPS]
-        for begin in range(0, self._settled, BLOCK_ROWS):
-            block = slice(begin, min(begin + BLOCK_ROWS, self._settled))
-            product = self.centres[block] @ anchors.T
-            groups[block] = (anchor_norms[: len(anchors)] - 2 * product).argmin(axis=1)
+        anchors = min(GROUPS, self._settled)
+        doubled = self._doubled(slice(anchors))
+        step = _rows_of_a_block(max(GROUPS, self.centres.shape[1]))
+        for begin in range(0, self._settled, step):
+            block = slice(begin, min(begin + step, self._settled))
+            apart = (self.centres[block] - self.mean) @ doubled.T
+            apart += self.centre_norms[:anchors]
+            groups[block] = apart.argmin(axis=1)
         return groups
 
-    def _pruned(self, rows: Int64, clusters: Int64) -> tuple[Int64, Int64]:
+    def _pruned(self, rows: Int64, clusters: Int64, doubled: Float32) -> tuple[Int64, Int64]:
         """Those of the rows, all of these clusters, that a new centre can reach, and the centres that can.
 
-        Triangle inequality: c is no closer to x than x's centre j when d(c, j) >= 2 d(x, j).
+        Triangle inequality: c is no closer to x than x's centre j when d(c, j) >= 2 d(x, j). doubled: `_doubled` of
+        the new centres.
         """
-        new = slice(self._settled, self.taken)
+        lower = 1 - self._relative_error
+        new_norms = lower * self.centre_norms[self._settled : self.taken]
         cluster = np.searchsorted(clusters, self.nearest[rows])
         reach = (4 * _PRUNING_SLACK**2) * self.squared[rows]
         touched = np.zeros(len(rows), np.bool_)
@@ -410,8 +441,9 @@ class _Greedy:
         for begin in range(0, len(clusters), step):
             some = clusters[begin : begin + step]
             inside = np.flatnonzero((cluster >= begin) & (cluster < begin + step))
-            sums = self.centre_norms[some, None] + self.centre_norms[None, new]
-            apart = sums * (1 - self._relative_error) - 2 * (self.centres[some] @ self.centres[new].T)
+            apart = (self.centres[some] - self.mean) @ doubled.T
+            apart += new_norms
+            apart += lower * self.centre_norms[some, None]
             near = inside[apart.min(axis=1)[cluster[inside] - begin] < reach[inside]]
             radius = np.full(len(some), _CHOSEN)
             np.maximum.at(radius, cluster[near] - begin, reach[near])
@@ -419,37 +451,47 @@ class _Greedy:
             reaching |= (apart < radius[:, None]).any(axis=0)
         return rows[touched], self._settled + np.flatnonzero(reaching)
 
-    def _settle_rows(self, rows: Int64, ordinals: Int64) -> None:
-        """Exact minima of some rows over some centres."""
+    def _settle_rows(self, rows: Int64, ordinals: Int64, doubled: Float32) -> None:
+        """Exact minima of some rows over some of the new centres. doubled: `_doubled` of all new ones."""
         if not len(rows) or not len(ordinals):
             return
-        doubled = (-2 * self.centres[ordinals]).T
-        # As many rows at a time as keep the product at four megabytes, and the rows themselves a block.
-        step = min(BLOCK_ROWS, max(64, _PRODUCT_VALUES // len(ordinals)))
+        factor = doubled[ordinals - self._settled].T
+        step = max(64, min(_rows_of_a_block(len(ordinals)), _rows_of_a_block(len(factor))))
         for begin in range(0, len(rows), step):
             self._pause()
-            self._settle_block(rows[begin : begin + step], ordinals, doubled)
+            self._settle_block(rows[begin : begin + step], ordinals, factor)
 
-    def _settle_block(self, rows: Int64, ordinals: Int64, doubled: Float32) -> None:
-        """The matrix product only proposes. doubled: −2 times the centres of these ordinals, (d, k).
+    def _settle_block(self, rows: Int64, ordinals: Int64, factor: Float32) -> None:
+        """The matrix product only proposes. factor: `_doubled` of the centres of these ordinals, (d, k).
 
         ‖x‖² is the same for a row whatever the centre, so it stays out of the product until rows that
         cannot gain are gone: the large matrix is written once and read once.
         """
         norms, centre_norms = self.norms[rows], self.centre_norms[ordinals]
-        partial = self.embeddings[rows] @ doubled
+        centred = self.embeddings[rows]
+        centred -= self.mean
+        partial = centred @ factor
         partial += centre_norms
-        error = self._relative_error * (norms + centre_norms.max())
-        gaining = np.flatnonzero(partial.min(axis=1) + norms - error < self.squared[rows])
+        least, error = partial.min(axis=1), self._relative_error * (norms + centre_norms.max())
+        gaining = np.flatnonzero(least + norms - error < self.squared[rows])
         if not len(gaining):
             return
-        rows, error, partial = rows[gaining], error[gaining], partial[gaining]
-        limit = np.minimum(self.squared[rows] - norms[gaining], partial.min(axis=1) + error)
-        row, centre = np.nonzero(partial - error[:, None] <= limit[:, None])
-        difference = self.embeddings[rows[row]] - self.centres[ordinals[centre]]
+        rows, norms, partial = rows[gaining], norms[gaining], partial[gaining]
+        least, error = least[gaining], error[gaining]
+        limit = np.minimum(self.squared[rows] - norms, least + error) + error
+        proposed = np.flatnonzero(partial <= limit[:, None])
+        step = _rows_of_a_block(len(factor))  # far from everything, rows and centres are all proposed to each other
+        for begin in range(0, len(proposed), step):
+            row, centre = np.divmod(proposed[begin : begin + step], len(ordinals))
+            self._take_nearer(rows[row], ordinals[centre])
+
+    def _take_nearer(self, rows: Int64, ordinals: Int64) -> None:
+        """What pairs of rows, ascending, and centres give by direct difference, where that is nearer than before."""
+        difference = self.embeddings[rows]
+        difference -= self.centres[ordinals]
         exact = np.einsum("ij,ij->i", difference, difference)
-        order = np.lexsort((exact, row))  # the nearest proposal of each row comes first
-        first = order[np.flatnonzero(np.diff(row[order], prepend=-1))]
-        closer = first[exact[first] < self.squared[rows[row[first]]]]
-        self.squared[rows[row[closer]]] = exact[closer]
-        self.nearest[rows[row[closer]]] = ordinals[centre[closer]]
+        order = np.lexsort((exact, rows))  # the nearest proposal of each row comes first
+        first = order[np.flatnonzero(np.diff(rows[order], prepend=-1))]
+        closer = first[exact[first] < self.squared[rows[first]]]
+        self.squared[rows[closer]] = exact[closer]
+        self.nearest[rows[closer]] = ordinals[closer]

@@ -178,15 +178,44 @@ def test_a_mapped_file_is_left_as_it_was(tmp_path):
     assert np.array_equal(k_centre_greedy(read_only, 50, start=1), k_centre_greedy(data, 50, start=1))
 
 
-def test_memory_stays_far_below_a_second_copy_of_the_rows():
-    data = np.random.default_rng(0).standard_normal((40_000, 96)).astype(np.float32)
+def traced_peak(work):
+    """Bytes at the most, beyond what was there before."""
     tracemalloc.start()
     try:
-        k_centre_greedy(data, 400, start=0)
-        _, peak = tracemalloc.get_traced_memory()
+        work()
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 0.6 * data.nbytes  # blocks of fixed size; 0.25 at 100,000 rows of 128
+
+
+@pytest.mark.parametrize("centres", [30, 2000])
+def test_a_tenth_of_the_rows_needs_three_tenths_more_memory_than_the_rows(centres, monkeypatch):
+    """100,000 rows of 128 to 10,000 at an eighth of the size, and what does not grow with the rows an eighth, too."""
+    for fixed in ("POOL_ROWS", "_PRODUCT_VALUES", "BLOCK_ROWS", "GROUPS"):
+        monkeypatch.setattr(coreset, fixed, getattr(coreset, fixed) // 8)
+    data = clustered(12_500, 128, centres=centres)
+    assert traced_peak(lambda: k_centre_greedy(data, 1250, start=0)) < 0.3 * data.nbytes
+
+
+def test_rows_far_from_the_origin_cost_no_more_memory_than_others():
+    data = np.random.default_rng(0).standard_normal((4000, 128)).astype(np.float32)
+    near = traced_peak(lambda: k_centre_greedy(data, 400, start=0))
+    far = data + np.float32(300)
+    assert traced_peak(lambda: k_centre_greedy(far, 400, start=0)) < 1.2 * near
+
+
+def test_rows_that_no_mean_brings_together_are_compared_some_at_a_time():
+    data = np.random.default_rng(0).standard_normal((4000, 128)).astype(np.float32)
+    data[::2] += 300
+    data[1::2] -= 300
+    assert traced_peak(lambda: k_centre_greedy(data, 400, start=0)) < 4 * data.nbytes  # 60 with all pairs at a time
+
+
+@pytest.mark.usefixtures("small_pools")
+@pytest.mark.parametrize("offset", [0, 1 << 7, 1 << 15])
+def test_whole_numbers_far_from_the_origin_give_the_picks_of_the_plain_greedy(offset):
+    data = (np.random.default_rng(6).integers(-20, 21, (1500, 7)) + offset).astype(np.float32)
+    assert k_centre_greedy(data, 300, start=9).tolist() == plain(data, 300, 9).tolist()
 
 
 def test_dimensions_of_the_projection_are_those_of_the_reference():
@@ -217,6 +246,17 @@ def test_a_resumed_selection_takes_the_rows_that_an_uninterrupted_one_takes(at, 
     resumed = select(data, 300, **begin, resume=whole.rows[:at])
     assert np.array_equal(resumed.rows, whole.rows)
     assert resumed.radius == whole.radius
+
+
+@pytest.mark.parametrize("paper", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 40])
+@pytest.mark.usefixtures("small_pools")
+def test_resuming_a_selection_that_was_complete_states_the_same_radius(count, paper):
+    data = clustered(500, 12, seed=5)
+    begin = {"initial_distance": paper_start(data, 1)} if paper else {"start": 3}
+    whole = select(data, count, **begin)
+    again = select(data, count, **begin, resume=whole.rows)
+    assert (again.rows.tolist(), again.radius) == (whole.rows.tolist(), whole.radius)
 
 
 @pytest.mark.usefixtures("small_pools")
