@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -10,12 +11,13 @@ from edge_daemon import __version__
 from edge_daemon.errors import EdgeError
 from edge_daemon.threads import keep_freed_memory
 from export.errors import ExportError
+from export.signals import EXIT_INTERRUPTED, handled, interrupt
 
 # In the order of the work. Each module offers `add_parser(subparsers)` and is cheap to import: torch,
 # onnxruntime and matplotlib are imported by the command that needs them, when it runs.
 COMMANDS = ("distil", "backbone", "recipe", "threshold", "health", "camera", "verify", "evaluate", "sign")
 
-EXIT_OK, EXIT_REFUSED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_REFUSED, EXIT_ERROR = 0, 1, 2
 
 DESCRIPTION = """\
 Makes and checks recipes for edge-daemon: visual inspection learned from good parts only.
@@ -43,12 +45,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Exit status: 0 done, 1 checked and refused, 2 error, 130 interrupted."""
+    """Run one command. Exit status: 0 done, 1 checked and refused, 2 error, 130 interrupted by Ctrl-C or SIGTERM."""
     arguments = build_parser().parse_args(argv)
     keep_freed_memory()
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
-        return run(arguments)
+        with handled((signal.SIGTERM,), interrupt):
+            return run(arguments)
     except (ExportError, EdgeError) as exc:
         print(f"edge-export: {exc}", file=sys.stderr)
         return EXIT_ERROR

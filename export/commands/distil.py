@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 from export.commands.backbone import add_normalisation, normalisation_of
 from export.commands.options import comma_list, needs_torch
 from export.errors import ExportError
+from export.signals import EXIT_INTERRUPTED, handled
 
 if TYPE_CHECKING:
     from export.torch.distil import Distillation, DistilSettings, TeacherCard
     from export.torch.teacher import Device, Teacher
-
-EXIT_INTERRUPTED = 130
 
 DESCRIPTION = """\
 Teaches the features of a large network to a small one (under 4 MB and 0.4 GFLOP at 256x256), on any
@@ -244,15 +243,8 @@ def _stop_on_signals() -> Iterator[threading.Event]:
         stop.set()
         print(f"\nedge-export: {signal.Signals(number).name}: finishing this step", file=sys.stderr)
 
-    if threading.current_thread() is not threading.main_thread():
+    with handled((signal.SIGINT, signal.SIGTERM), handle):
         yield stop
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _summary(distillation: "Distillation", card: dict[str, object], out: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from contextlib import contextmanager
 
 import numpy as np
@@ -153,6 +154,27 @@ def test_an_interrupted_coreset_goes_on_and_ends_as_if_nothing_had_happened(dirt
     assert any("taken up again at" in note for note in built.notes)
     assert read_files(built.path)[BANK] == read_files(whole.path)[BANK]
     assert sorted(os.listdir(tmp_path)) == ["r.recipe", "whole.recipe"]
+
+
+def test_sigterm_ends_a_build_as_ctrl_c_does(dirty, tmp_path, monkeypatch, capsys):
+    """As a PC that is shut down sends it: what the coreset had come to is kept."""
+
+    @contextmanager
+    def told_to_end(what, _total):
+        def advance(_step):
+            if what == "coreset":
+                signal.raise_signal(signal.SIGTERM)
+
+        yield advance
+
+    monkeypatch.setattr("edge_daemon.core.coreset.POOL_ROWS", 64)
+    monkeypatch.setattr("export.commands.recipe.bars", lambda **_: told_to_end)
+    before = signal.getsignal(signal.SIGTERM)
+    assert command(dirty, tmp_path / "r.recipe", "--coreset-ratio", "0.2") == 130
+    assert capsys.readouterr() == ("", "edge-export: interrupted\n")
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert os.listdir(tmp_path) == [".r.recipe.coreset"]
+    assert json.loads((tmp_path / ".r.recipe.coreset").read_bytes())["rows"]
 
 
 def test_what_an_interrupted_build_left_and_cannot_be_used_is_removed_and_named(dirty, tmp_path):
