@@ -88,7 +88,8 @@ class RecipeRequest:
     most 100,000;
     false_reject_rate: per part, 0 to 1; undecided_rate: the part of it that comes out NotDecidable; held_out: share
     of blocks kept apart; drop_suspects: leave them out of the bank; reduce: dimensions of the embeddings after a PCA,
-    "auto" for as few as are enough;
+    "auto" for as few as are enough; search: engine of the nearest-neighbour search, None for what each PC finds
+    fastest;
     block: see `core.conformal.name_blocks`; region: of the full frame, in pixels; look: parts located, regions
     ignored, tiles; created_utc: ISO 8601; camera: bind the recipe to what the pictures were taken with, where that is
     known; camera_settings: a file that says it.
@@ -107,6 +108,7 @@ class RecipeRequest:
     undecided_rate: float | None = None
     drop_suspects: bool = False
     reduce: Reduce = None
+    search: str | None = None
     held_out: float | None = None
     block: str | None = None
     region: Region | None = None
@@ -467,7 +469,11 @@ def _manifest_fields(
             "extent": backbone.extent,
             "dim": backbone.dim,
         },
-        "parameters": {"profile": backbone.profile, **_PARAMETERS[backbone.profile]},
+        "parameters": {
+            "profile": backbone.profile,
+            **_PARAMETERS[backbone.profile],
+            **({} if request.search is None else {"engine": request.search}),
+        },
         "bank": {
             "file": BANK,
             "sha256": sha256(bank_bytes(bank.rows, bank.projection)),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from export.extend import ExtendedRecipe
 
 # What a recipe is, and does not become otherwise by more pictures.
-_STAYS = ("backbone", "profile", "size", "coreset_ratio", "reduce", "roi", "um_per_px")
+_STAYS = ("backbone", "profile", "size", "coreset_ratio", "reduce", "search", "roi", "um_per_px")
 _VIEW = (
     "min_defect_mm2",
     "mask",
@@ -129,6 +129,8 @@ def figures(extended: "ExtendedRecipe") -> dict[str, Any]:
         "name": manifest["name"],
         "version": manifest["version"],
         "digest": extended.digest,
+        "backbone": manifest["backbone"]["name"],
+        "precision": manifest["backbone"]["precision"],
         "bank_rows": manifest["bank"]["rows"],
         "thresholds": manifest["thresholds"],
         "calibration": calibration,
@@ -161,6 +163,7 @@ def summary(extended: "ExtendedRecipe") -> str:
         f"Recipe {m['name']} {m['version']}: {extended.path}, from version {old.version}",
         f"  digest      {(extended.digest or '')[:12]}",
         f"  pictures    {sides}",
+        f"  model       {m['backbone']['name']} ({m['backbone']['precision']})",
         f"  bank        {m['bank']['rows']} patches, before {old.bank.rows}",
         f"  threshold   {limits['lower']:.6g}{band} (image score), before {before.lower:.6g}; "
         f"{limits['pixel']:.6g} (boxes), before {before.pixel:.6g}",

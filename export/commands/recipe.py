@@ -90,6 +90,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="dimensions of the embeddings after a PCA, fitted on the bank's pictures: a quicker search; auto: as "
         "few as keep the distances among good parts (default: all)",
     )
+    model.add_argument(
+        "--search",
+        choices=("certified", "flat", "graph", "numpy"),
+        help="engine of the nearest-neighbour search, for every PC that takes the recipe; all give the same scores and "
+        "boxes, in different time: certified looks only where the answer may change, flat compares every row, graph "
+        "does so on the provider, numpy is the slow reference. [engine] search in a daemon's config has the last word "
+        "(default: what that PC finds fastest)",
+    )
     view = parser.add_argument_group("view")
     view.add_argument(
         "--roi", type=region, metavar="X,Y,W,H", help="only this rectangle of the picture is judged, in pixels"
@@ -275,6 +283,7 @@ def run(arguments: argparse.Namespace) -> int:
         undecided_rate=arguments.undecided_rate,
         drop_suspects=arguments.drop_suspects,
         reduce=arguments.reduce,
+        search=arguments.search,
         held_out=arguments.held_out,
         block=arguments.block,
         region=arguments.roi,
@@ -314,7 +323,9 @@ def figures(built: "BuiltRecipe") -> dict[str, Any]:
         "bank_rows": manifest["bank"]["rows"],
         "dim": manifest["bank"]["dim"],
         "backbone": manifest["backbone"]["name"],
+        "precision": manifest["backbone"]["precision"],
         "profile": manifest["parameters"]["profile"],
+        "search": manifest["parameters"].get("engine", "auto"),
         "size": manifest["preprocess"]["size"],
         "thresholds": manifest["thresholds"],
         "provisional": manifest["provisional"],
@@ -338,9 +349,10 @@ def summary(built: "BuiltRecipe") -> str:
         f"  digest      {built.digest[:12]}",
         f"  pictures    {built.pictures} good, {width}x{height} px"
         + (f", of which {','.join(map(str, m['view']['region']))} is judged" if m["view"]["region"] else ""),
-        f"  model       {m['backbone']['name']} at {sizes}, profile {m['parameters']['profile']}",
+        f"  model       {m['backbone']['name']} ({m['backbone']['precision']}) at {sizes}, "
+        f"profile {m['parameters']['profile']}",
         f"  bank        {m['bank']['rows']} of {built.patches} patches from {built.bank_pictures} pictures, "
-        f"{m['bank']['dim']} dimensions",
+        f"{m['bank']['dim']} dimensions" + _forced_search(m["parameters"]),
         f"  threshold   {limits['lower']:.6g}{band} (image score), {limits['pixel']:.6g} (boxes)",
         *threshold_lines(m),
         "  golden      " + ", ".join(f"{g['kind']} {g['score']:.4g} {g['evaluation']}" for g in m["golden"]),
@@ -348,6 +360,10 @@ def summary(built: "BuiltRecipe") -> str:
     ]
     lines += [f"  {note}" for note in built.notes]
     return "\n".join(lines)
+
+
+def _forced_search(parameters: dict[str, Any]) -> str:
+    return f", searched with {parameters['engine']}" if "engine" in parameters else ""
 
 
 def threshold_lines(manifest: dict[str, Any]) -> list[str]:

@@ -82,6 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
             "provisional": manifest.provisional,
             "camera": None if manifest.camera is None else manifest.camera.model_dump(mode="json"),
             "provider": ready.provider,
+            "backbone": manifest.backbone.name,
+            "precision": manifest.backbone.precision,
+            "search": manifest.parameters.engine,
             "golden": len(ready.recipe.golden),
             "signed_by": str(ready.recipe.signed),
         }
@@ -106,7 +109,8 @@ def _print(found: dict[str, Any], steps: tuple[str, ...]) -> None:
         return
     provisional = ", PROVISIONAL threshold" if found["provisional"] else ""
     print(
-        f"{found['name']} {found['version']} ({found['digest'][:12]}{provisional}) is valid on {found['provider']}; ",
+        f"{found['name']} {found['version']} ({found['digest'][:12]}{provisional}) is valid on {found['provider']}, "
+        f"{found['backbone']} in {found['precision']}; ",
         end="",
     )
     print(found["signed_by"] if found["signed_by"] == "unsigned" else f"signed by {found['signed_by']}")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -96,6 +97,29 @@ def test_a_folder_of_good_parts_becomes_a_recipe_that_the_daemon_takes(good, tmp
     assert manifest.bank.rows == int(28 * 64 * 0.1)
     assert not manifest.provisional
     assert os.listdir(out.parent) == ["washer.recipe"]
+
+
+@pytest.mark.parametrize("engine", [None, "certified", "flat", "graph", "numpy"])
+def test_a_recipe_may_force_the_engine_of_the_search(engine, good, tmp_path, capsys):
+    out = tmp_path / "washer.recipe"
+    assert command(good, out, "--no-health", *(["--search", engine] if engine else [])) == 0
+    assert (f"searched with {engine}\n" in capsys.readouterr().out) is (engine is not None)
+    ready = load(out)
+    assert ready.recipe.manifest.parameters.engine == (engine or "auto")
+    assert ready.choice.why == ("recipe" if engine else "rule")
+    assert engine in (None, ready.choice.engine)
+
+
+def test_summary_and_verify_say_the_precision_of_the_backbone(good, tmp_path, capsys):
+    out = tmp_path / "washer.recipe"
+    assert command(good, out) == 0
+    assert re.search(r"model       \S+ \(fp32\) at 64x64, profile", capsys.readouterr().out)
+    assert command(good, out, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["precision"] == "fp32"
+    assert main(["verify", "--recipe", str(out)]) == 0
+    assert re.search(r"is valid on \w+, \S+ in fp32; unsigned", capsys.readouterr().out)
+    assert main(["verify", "--recipe", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["precision"] == "fp32"
 
 
 def test_held_out_scores_are_those_of_the_live_engine_and_their_parts_are_not_in_the_bank(good, recipe):
