@@ -51,7 +51,7 @@ from export.gather import Gathered, Progress, first_frame_size, list_pictures
 from export.golden import GoldenSample, golden_samples, prove
 from export.health import learn_health, with_health
 from export.station import Station, make_extractor, open_station, twin_notes
-from export.suspects import Suspect, find_suspects
+from export.suspects import MIN_PARTS, Suspect, find_suspects
 from export.view import Look, ViewOptions, look, tiling
 
 DEFAULT_HELD_OUT = 0.3
@@ -148,19 +148,19 @@ def build_recipe(request: RecipeRequest, progress: Progress) -> BuiltRecipe:
     station, seen, notes = _open(request, paths, progress)
     notes += camera_notes(request.images, camera) if request.camera else []
     pictures = station.pictures
-    suspects: list[Suspect] = []
+    suspects: list[Suspect] | None = None
     if request.provisional:
         calibration, bank = _provisional(request, station, progress)
         in_bank = np.arange(len(pictures.names))
         notes.append("PROVISIONAL: the threshold promises no false-reject rate; record more good parts and build again")
+        notes.append("pictures unlike the others were NOT looked for, a provisional recipe has too few: look at each")
     else:
         bank_blocks, held = _split(request, pictures)
         in_bank = pictures.indices(bank_blocks)
         supported_rate(len(held), request.false_reject_rate, request.undecided_rate)  # before the minutes of work
-        everything = np.arange(len(pictures.names))
-        suspects = find_suspects(station.embed, in_bank, everything, request.seed, progress)
+        suspects = find_suspects(station.embed, in_bank, pictures.blocks, request.seed, progress)
         notes += _suspect_notes(request, station, suspects, in_bank)
-        if request.drop_suspects:
+        if request.drop_suspects and suspects is not None:
             in_bank = np.setdiff1d(in_bank, [suspect.index for suspect in suspects])
         calibration, bank = _calibrated(request, station, in_bank, held, progress)
         if request.coreset_ratio is None and bank.account["ratio"] < DEFAULT_RATIO:
@@ -217,6 +217,11 @@ def _check_request(request: RecipeRequest) -> None:
         problems.append(f"--undecided-rate must lie between 0 and 1, not {request.undecided_rate:g}")
     if request.provisional and (request.false_reject_rate is not None or request.undecided_rate is not None):
         problems.append("--provisional promises no rate: leave out --false-reject-rate and --undecided-rate")
+    if request.provisional and request.drop_suspects:
+        problems.append(
+            "--provisional has too few pictures to tell which are unlike the others, and drops none: leave out "
+            "--drop-suspects, and remove from the folder what is defective"
+        )
     if request.camera_settings is not None and not request.camera:
         problems.append("--camera-settings says what --no-camera-settings leaves out: give one of them")
     problems += request.look.problems(request.um_per_px)
@@ -276,9 +281,16 @@ def _open(request: RecipeRequest, paths: Sequence[Path], progress: Progress) -> 
 
 
 def _suspect_notes(
-    request: RecipeRequest, station: Station, suspects: Sequence[Suspect], in_bank: NDArray[np.int64]
+    request: RecipeRequest, station: Station, suspects: Sequence[Suspect] | None, in_bank: NDArray[np.int64]
 ) -> list[str]:
     """Which pictures do not look like good ones, on which side they are and what that means."""
+    if suspects is None:
+        return [
+            f"pictures unlike the others were NOT looked for: the bank's side shows {_parts(station, in_bank)} parts "
+            f"(or blocks), {MIN_PARTS} are needed to know what is usual"
+            + ("; --drop-suspects left nothing out" if request.drop_suspects else "")
+            + ". Look at each picture: a defect in the bank is good from now on"
+        ]
     names, bank_side = station.pictures.names, set(in_bank.tolist())
     sides = [s for s in suspects if s.index in bank_side], [s for s in suspects if s.index not in bank_side]
     listed = [
@@ -302,6 +314,10 @@ def _suspect_notes(
             "may be so high that such defects pass; remove it from the folder and build again"
         )
     return notes
+
+
+def _parts(station: Station, indices: NDArray[np.int64]) -> int:
+    return len({station.pictures.blocks[index] for index in indices.tolist()})
 
 
 def _check_count(count: int, request: RecipeRequest) -> None:
@@ -443,7 +459,7 @@ def _manifest_fields(
     bank: Bank,
     golden: Sequence[GoldenSample],
     in_bank: NDArray[np.int64],
-    suspects: Sequence[Suspect],
+    suspects: Sequence[Suspect] | None,
 ) -> dict[str, Any]:
     """Everything of recipe.json but its own digest."""
     settings, backbone = station.settings, station.backbone
@@ -498,7 +514,7 @@ def _provenance(
     calibration: Calibration,
     bank: Bank,
     in_bank: NDArray[np.int64],
-    suspects: Sequence[Suspect],
+    suspects: Sequence[Suspect] | None,
 ) -> dict[str, Any]:
     """What the recipe was made of, and with what."""
     pictures, backbone = station.pictures, station.backbone
@@ -515,15 +531,9 @@ def _provenance(
             "skipped": len(pictures.skipped),
             "blocks": len(set(pictures.blocks)),
             "sha256_of_model_inputs": hashlib.sha256(listing.encode()).hexdigest(),
-            "suspects": [
-                {
-                    "name": pictures.names[s.index],
-                    "times": round(s.times, 3),
-                    "kept_apart": s.index in held,
-                }
-                for s in suspects
-            ],
-            "dropped_suspects": request.drop_suspects,
+            # Null where they were not looked for.
+            "suspects": None if suspects is None else [_suspect_entry(pictures, s, held) for s in suspects],
+            "dropped_suspects": None if suspects is None else request.drop_suspects,
         },
         "coreset": bank.account,
         "backbone": {
@@ -535,6 +545,14 @@ def _provenance(
             "licence": backbone.licence,
             "provenance": backbone.provenance,
         },
+    }
+
+
+def _suspect_entry(pictures: Gathered, suspect: Suspect, held: set[int]) -> dict[str, Any]:
+    return {
+        "name": pictures.names[suspect.index],
+        "times": round(suspect.times, 3),
+        "kept_apart": suspect.index in held,
     }
 
 

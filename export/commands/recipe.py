@@ -330,6 +330,7 @@ def figures(built: "BuiltRecipe") -> dict[str, Any]:
         "thresholds": manifest["thresholds"],
         "provisional": manifest["provisional"],
         "calibration": calibration,
+        "suspects": manifest["provenance"]["pictures"]["suspects"],
         "golden": manifest["golden"],
         "camera": manifest.get("camera"),
         "skipped": built.skipped,

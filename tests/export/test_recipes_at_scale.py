@@ -17,6 +17,7 @@ from export.build import build_recipe, checkpoint_path
 from export.errors import CalibrationError, ExportError
 from export.golden import damage
 from export.reduction import choose_dims
+from export.suspects import find_suspects
 
 
 def chipped(number):
@@ -68,6 +69,58 @@ def test_dropped_suspects_leave_the_bank_and_never_the_calibration(dirty, tmp_pa
 def test_a_clean_folder_has_few_suspects(tmp_path):
     folder = put(tmp_path / "good", range(60))
     assert len(suspects(build_recipe(request(folder, tmp_path / "r", coreset_ratio=0.05), quiet))) <= 2
+
+
+def patches_of(good, copies):
+    """Patch embeddings of so many good parts, then of noisy pictures of one defective part; their blocks."""
+    rng = np.random.default_rng(0)
+    usual, odd = rng.normal(0, 10, (64, 8)), rng.normal(0, 10, (8, 8)) + 60
+    parts = [usual + rng.normal(0, 1, (64, 8)) for _ in range(good)]
+    parts += [np.concatenate([usual[8:], odd]) + rng.normal(0, 1, (64, 8)) for _ in range(copies)]
+    return np.asarray(parts, np.float32), [f"good{n}" for n in range(good)] + ["odd"] * copies
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("copies", [1, 8, 60])
+def test_copies_of_one_defective_part_do_not_vouch_for_each_other(copies, seed):
+    patches, blocks = patches_of(24, copies)
+    found = find_suspects(patches.__getitem__, np.arange(24 + copies), blocks, seed, quiet)
+    assert {suspect.index for suspect in found} >= set(range(24, 24 + copies))
+    assert len(found) <= copies + 2
+
+
+def test_suspects_are_not_looked_for_where_the_bank_shows_few_parts_however_many_pictures():
+    patches, blocks = patches_of(8, 40)
+    assert find_suspects(patches.__getitem__, np.arange(48), blocks, 0, quiet) is None
+
+
+def test_a_few_pictures_are_looked_at_too(tmp_path):
+    patches, _ = patches_of(12, 1)
+    found = find_suspects(patches.__getitem__, np.arange(11), [str(n) for n in range(13)], 0, quiet)
+    assert 12 in {suspect.index for suspect in found}
+    fewest = build_recipe(request(put(tmp_path / "good", range(20)), tmp_path / "r", coreset_ratio=0.05), quiet)
+    assert suspects(fewest) is not None
+
+
+def test_a_search_that_did_not_take_place_is_said_and_not_recorded_as_one_that_found_nothing(tmp_path, capsys):
+    folder = put(tmp_path / "good", range(20))
+    out = tmp_path / "r"
+    assert command(folder, out, "--held-out", "0.6", "--drop-suspects", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["suspects"] is None
+    (note,) = (note for note in printed["notes"] if "NOT looked for" in note)
+    assert "shows 8 parts" in note
+    assert "--drop-suspects left nothing out" in note
+    account = load(out).recipe.manifest.provenance["pictures"]
+    assert (account["suspects"], account["dropped_suspects"]) == (None, None)
+
+
+def test_a_provisional_recipe_drops_no_suspects_and_does_not_pretend_to(tmp_path, capsys):
+    folder = put(tmp_path / "few", range(5))
+    assert command(folder, tmp_path / "r", "--provisional", "--drop-suspects") == 2
+    assert "leave out --drop-suspects" in capsys.readouterr().err
+    assert command(folder, tmp_path / "r", "--provisional") == 0
+    assert "NOT looked for" in capsys.readouterr().out
 
 
 def test_the_same_part_taken_twice_stays_on_one_side_and_counts_once(tmp_path):
