@@ -46,7 +46,8 @@ class EvaluationError(ExportError):
 class Judged:
     """What the recipe says of one picture. duration_ms: alignment, resize, features and judgement, without decoding;
     health: why the picture itself is not decidable, whatever its score; empty for a healthy one; pose: how the part
-    lay, None where it is not looked for; boxes_below_minimum: boxes too small to count."""
+    lay, None where it is not looked for; boxes_below_minimum: boxes too small to count; exact_searches: patches whose
+    nearest row had to be searched exactly, boxes included."""
 
     sample: Sample
     score: float
@@ -57,6 +58,7 @@ class Judged:
     health: str = ""
     pose: Pose | None = None
     boxes_below_minimum: int = 0
+    exact_searches: int = 0
 
     @property
     def escaped(self) -> bool:
@@ -212,6 +214,7 @@ class _Work:
                 ill,
                 prepared.pose,
                 evidence.boxes_below_minimum,
+                evidence.exact_searches,
             )
         )
 
@@ -363,6 +366,7 @@ def summarise(evaluated: Evaluated) -> dict[str, Any]:
     scores, truth = evaluated.scores, evaluated.defective
     best_f1 = f1_max(scores, truth) if good else None
     durations = [j.duration_ms for j in evaluated.judged]
+    searches = [j.exact_searches for j in evaluated.judged]
     return {
         "image_auroc": auroc(scores, truth),
         "pixel_auroc": evaluated.pixels.auroc,
@@ -377,6 +381,8 @@ def summarise(evaluated: Evaluated) -> dict[str, Any]:
         "threshold_pixel": evaluated.thresholds.pixel,
         "ms_per_image": float(np.median(durations)),
         "ms_per_image_p99": float(np.percentile(durations, 99)),
+        "exact_searches": float(np.median(searches)),
+        "exact_searches_most": max(searches),
         "images": len(evaluated.judged) + len(evaluated.not_located),
         "good": count_good,
         "defective": count_defective,
@@ -403,6 +409,7 @@ def score_list(evaluated: Evaluated) -> list[dict[str, Any]]:
             "health": j.health,
             "boxes": len(j.boxes),
             "boxes_below_minimum": j.boxes_below_minimum,
+            "exact_searches": j.exact_searches,
         }
         for j in evaluated.judged
     ] + [
@@ -415,6 +422,7 @@ def score_list(evaluated: Evaluated) -> list[dict[str, Any]]:
             "health": Reason.NOT_LOCATED.value,
             "boxes": 0,
             "boxes_below_minimum": 0,
+            "exact_searches": 0,
         }
         for s in evaluated.not_located
     ]

@@ -111,6 +111,7 @@ class BrightSpotDetector:
         self.extractor = MeanExtractor(of.preprocess.size)
         self.thresholds = thresholds or Thresholds(20, 40, 20)
         self.spoilt_score: float | None = None
+        self.searches = 0
 
     def prepare(self, pixels: NDArray[np.uint8]) -> Prepared:
         view, pre = self.of.view, self.of.preprocess
@@ -120,10 +121,11 @@ class BrightSpotDetector:
     def judge(self, features: NDArray[np.float32], thresholds: Thresholds, pose: Pose | None = None) -> Evidence:
         assert pose is None
         anomaly, view = self.anomaly_map(features), self.of.view
+        self.searches += 10
         score = float(anomaly.max()) if self.spoilt_score is None else self.spoilt_score
         region = Region(*view.region) if view.region else None
         boxes = boxes_above(anomaly, thresholds.pixel, view.frame_size, region, self.of.preprocess.resize_to)
-        return Evidence(score, float(anomaly.max()), boxes, "exact", lambda: anomaly)
+        return Evidence(score, float(anomaly.max()), boxes, "exact", lambda: anomaly, exact_searches=self.searches)
 
     def anomaly_map(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         distance = np.maximum(features.mean(axis=2) - 100, 0).astype(np.float32)

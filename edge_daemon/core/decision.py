@@ -185,8 +185,9 @@ class Evidence:
     boxes: largest peaks first, full-frame pixels; map_kind: of `shown_map`: `exact`, or `upper_bound` outside
     boxes; anomaly_map: makes the exact (H, W) float32 map at model size, raw distance units, when somebody
     wants it, which may take a search of its own; shown_map: makes the one that is published, from what the
-    judgement already knows; exact_searches: patches whose nearest row had to be searched exactly; pose: how the
-    part lay, None where it was not looked for: maps are of the aligned picture, boxes of the frame itself;
+    judgement already knows; exact_searches: patches whose nearest row had to be searched exactly, for the score and
+    for the boxes; pose: how the part lay, None where it was not looked for: maps are of the aligned picture, boxes of
+    the frame itself;
     boxes_below_minimum: boxes left out because they are smaller than what counts.
     """
 

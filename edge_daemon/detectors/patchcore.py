@@ -217,9 +217,11 @@ class PatchCoreDetector:
             self.settings.metric,
         )
         boxes: tuple[Box, ...] = ()
-        small = 0
+        small, searches = 0, maximum.searches
         if not found.max_distance < thresholds.pixel:
-            boxes, small = self._that_count(self._boxes(patches, nearest, grid, thresholds.pixel), pose)
+            every, more = self._boxes(patches, nearest, grid, thresholds.pixel)
+            boxes, small = self._that_count(every, pose)
+            searches += more
         return Evidence(
             found.score,
             found.max_distance,
@@ -227,7 +229,7 @@ class PatchCoreDetector:
             "exact" if nearest.exact.all() else "upper_bound",
             partial(self._exact_map, patches, nearest, grid),
             partial(self._map, nearest.squared, grid),
-            maximum.searches,
+            searches,
             pose,
             small,
         )
@@ -265,8 +267,11 @@ class PatchCoreDetector:
         there = kept if pose is None else [box_in_frame(box, pose, s.frame_size) for box in kept]
         return tuple(there), len(boxes) - len(kept)
 
-    def _boxes(self, patches: _Patches, nearest: Nearest, grid: tuple[int, int], threshold: float) -> tuple[Box, ...]:
-        """Boxes of the exact map; `nearest` becomes exact wherever the map of bounds reaches the threshold.
+    def _boxes(
+        self, patches: _Patches, nearest: Nearest, grid: tuple[int, int], threshold: float
+    ) -> tuple[tuple[Box, ...], int]:
+        """Boxes of the exact map, and how many patches were searched for them; `nearest` becomes exact wherever the
+        map of bounds reaches the threshold.
 
         Upsampling and blur are sums with weights that are not negative, so the map of bounds bounds the map:
         a pixel below the threshold there is below it in the map. Every patch that any other pixel is made of
@@ -274,14 +279,16 @@ class PatchCoreDetector:
         """
         s = self.settings
         anomaly = self._map(nearest.squared, grid)
+        searches = 0
         if not nearest.exact.all():
             hot = anomaly >= threshold - _MAP_ROUNDING * abs(threshold)
             cells = support(hot, grid, s.extent, s.upsampling, s.blur, s.blur_sigma_px).ravel()
             which = np.flatnonzero(cells & ~nearest.exact)
-            if len(which):
+            searches = len(which)
+            if searches:
                 nearest.take(which, self._completed(patches, which))
                 anomaly = self._map(nearest.squared, grid)
-        return boxes_above(anomaly, threshold, s.frame_size, s.region, s.resize_to)
+        return boxes_above(anomaly, threshold, s.frame_size, s.region, s.resize_to), searches
 
     def _exact_map(self, patches: _Patches, nearest: Nearest, grid: tuple[int, int]) -> NDArray[np.float32]:
         """The map of the nearest rows of all patches; searches those that the judgement did not need."""

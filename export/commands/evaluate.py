@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def identity(ready: "ReadyRecipe") -> dict[str, Any]:
-    """Which recipe judged, on what, and which rates its calibration states."""
+    """Which recipe judged, on what, searched by what, and which rates its calibration states. patches: of a picture."""
     from export.evaluate import stated_rate
 
     manifest = ready.recipe.manifest
@@ -113,7 +114,11 @@ def identity(ready: "ReadyRecipe") -> dict[str, Any]:
         "precision": manifest.backbone.precision,
         "camera": None if manifest.camera is None else manifest.camera.model_dump(mode="json"),
         "false_reject_rate_stated": stated_rate(manifest, "false_reject_rate"),
+        "false_reject_rate_marginal": stated_rate(manifest, "marginal_rate"),
         "false_reject_rate_upper": stated_rate(manifest, "upper_rate"),
+        "false_reject_rate_confidence": stated_rate(manifest, "upper_rate_confidence"),
+        "search": ready.choice.engine,
+        "patches": math.prod(manifest.grid),
     }
 
 
@@ -129,12 +134,15 @@ def table(figures: dict[str, Any], evaluated: "Evaluated") -> str:
         f"  pixel AUROC    {_share(figures['pixel_auroc'])}",
         f"  AUPRO (0.3)    {_share(figures['aupro'])}",
         f"  false rejects  {_rate(figures['false_reject_rate'], figures['false_reject_ci'])}",
+        f"    promised     {_promise(recipe)}",
         f"  escapes        {_rate(figures['escape_rate'], figures['escape_ci'])}",
         f"  not decidable  {figures['not_decidable']} of {figures['images']}",
         f"  threshold      {figures['threshold']:.6g}"
         + (f", upper {figures['threshold_upper']:.6g}" if figures["threshold_upper"] > figures["threshold"] else ""),
         f"  time           {figures['ms_per_image']:.1f} ms per image at the median, "
         f"{figures['ms_per_image_p99']:.1f} ms at the 99th percentile, {recipe['provider']}",
+        f"  search         {recipe['search']}: {figures['exact_searches']:g} exact searches per image at the median, "
+        f"{figures['exact_searches_most']} at the most, boxes included; {recipe['patches']} patches",
         "",
         f"  {'class':<24}{'images':>7}{'OK':>6}{'n.d.':>6}{'NotOK':>7}{'wrong':>7}{'AUROC':>9}   scores",
     ]
@@ -152,6 +160,19 @@ def table(figures: dict[str, Any], evaluated: "Evaluated") -> str:
     lines += ["", *figures["notes"]] if figures["notes"] else []
     lines += ["", f"Report: {figures['report']}"] if "report" in figures else []
     return "\n".join(lines)
+
+
+def _promise(recipe: dict[str, Any]) -> str:
+    """What the calibration says of false rejects, beside what was found."""
+    stated, mean = recipe["false_reject_rate_stated"], recipe["false_reject_rate_marginal"]
+    upper, confidence = recipe["false_reject_rate_upper"], recipe["false_reject_rate_confidence"]
+    if recipe["provisional"]:
+        return "nothing: the threshold is provisional"
+    if stated is None:
+        return "-"
+    details = [f"{mean:.2%} at the mean"] if mean is not None else []
+    details += [f"{upper:.2%} at most with {confidence:.0%} confidence"] if None not in (upper, confidence) else []
+    return f"at most {stated:.2%}" + (": " + ", ".join(details) if details else "")
 
 
 def _share(value: float | None) -> str:

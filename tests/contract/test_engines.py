@@ -258,10 +258,24 @@ def test_no_frame_changes_the_result_of_another() -> None:
 def test_a_line_of_good_parts_needs_few_exact_searches() -> None:
     bank, frames = _parts(seed=7, side=24)
     detector = _detector(make_engine("certified", bank), bank)
-    searches = [detector.judge(frame, detector.thresholds).exact_searches for frame in frames]
+    without_boxes = Thresholds(1e9, 1e9, 1e9)
+    searches = [detector.judge(frame, without_boxes).exact_searches for frame in frames]
     assert max(searches[1:]) < 24 * 24 / 4
     flat = _detector(make_engine("flat", bank), bank)
     assert flat.judge(frames[0], flat.thresholds).exact_searches == 24 * 24
+
+
+def test_searches_for_boxes_are_counted() -> None:
+    bank, frames = _parts(seed=7, side=24)
+    whole = make_engine("flat", bank)
+    score_alone = _detector(make_engine("certified", bank), bank)
+    for frame in frames[-2:]:
+        found = score_alone.judge(frame, Thresholds(1e9, 1e9, 1e9))
+        everything = _detector(make_engine("certified", bank), bank).judge(frame, Thresholds(1.0, 1.0, 0.0))
+        assert everything.map_kind == "exact"
+        assert found.exact_searches < everything.exact_searches
+        assert everything.exact_searches >= 24 * 24  # those that gave a bound only, for the score, are searched again
+        assert _detector(whole, bank).judge(frame, Thresholds(1.0, 1.0, 0.0)).exact_searches == 24 * 24
 
 
 def _without_proof(engine: NearestNeighbour, patches: Array, grid: tuple[int, int], hints: Array | None) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,9 +21,10 @@ from edge_daemon.detectors.loading import load_verified
 from edge_daemon.engines.sessions import EngineOptions, Sessions
 from edge_daemon.errors import EdgeError
 from export import cli
+from export.commands.evaluate import identity, table
 from export.dataset import find_samples, mask_at_model_size, read_mask
 from export.errors import ExportError, PicturesError
-from export.evaluate import EvaluationError, defective_cells, evaluate, summarise
+from export.evaluate import EvaluationError, defective_cells, evaluate, score_list, summarise
 
 CLASSES = {"good": [100, 104, 130, 150], "dent": [118, 160, 220], "stain": [135, 200]}
 REQUIRED_KEYS = {
@@ -181,6 +183,15 @@ def test_figures_are_those_that_can_be_counted_by_hand(tmp_path):
         "wrong": 1,
     }
     assert figures["notes"] == []
+
+
+def test_the_exact_searches_that_the_pictures_needed_are_counted(tmp_path):
+    evaluated = judged(data_set(tmp_path, CLASSES))
+    figures = summarise(evaluated)
+    counts = [j.exact_searches for j in evaluated.judged]
+    assert counts == list(range(20, 110, 10))  # the first picture warms up: it is judged twice, and counted once
+    assert (figures["exact_searches"], figures["exact_searches_most"]) == (60, 100)
+    assert [row["exact_searches"] for row in score_list(evaluated)] == counts
 
 
 def test_pixel_figures_are_those_of_the_maps_and_masks_at_model_size(tmp_path):
@@ -408,6 +419,36 @@ def test_scores_and_maps_equal_the_oracle_to_a_ten_thousandth(recipe_of, labelle
         assert entry.score == pytest.approx(expected.score, rel=1e-4)
         assert entry.max_distance == pytest.approx(expected.max_distance, rel=1e-4)
         np.testing.assert_allclose(anomaly, expected.anomaly_map, rtol=1e-4, atol=1e-4 * expected.max_distance)
+
+
+def test_the_search_is_told_with_its_engine_and_what_a_picture_needed_of_it(capsys, recipe, labelled):
+    _, out, _ = run(capsys, "--recipe", recipe[0], "--data", labelled, "--json")
+    figures = json.loads(out)
+    assert figures["recipe"]["search"] == "flat"
+    assert figures["exact_searches"] == figures["exact_searches_most"] == figures["recipe"]["patches"] > 0
+    _, out, _ = run(capsys, "--recipe", recipe[0], "--data", labelled)
+    patches = figures["recipe"]["patches"]
+    assert f"search         flat: {patches} exact searches per image at the median, {patches} at the most" in out
+
+
+def test_the_promise_of_the_calibration_stands_beside_what_was_found(tmp_path):
+    rates = {"false_reject_rate": 0.02, "marginal_rate": 0.0123, "upper_rate": 0.045, "upper_rate_confidence": 0.95}
+    evaluated = judged(data_set(tmp_path, CLASSES))
+
+    def told(**changes):
+        made = SimpleNamespace(manifest=manifest(**changes), digest="ab" * 32)
+        ready = SimpleNamespace(recipe=made, provider="cpu", choice=SimpleNamespace(engine="flat"))
+        figures = {"recipe": identity(ready), "data": "lids", **summarise(evaluated)}
+        return figures["recipe"], table(figures, evaluated)
+
+    recipe, text = told(calibration=rates)
+    assert recipe["false_reject_rate_stated"] == 0.02
+    assert recipe["false_reject_rate_marginal"] == 0.0123
+    assert recipe["false_reject_rate_upper"] == 0.045
+    assert "promised     at most 2.00%: 1.23% at the mean, 4.50% at most with 95% confidence" in text
+    recipe, text = told(calibration={"method": "leave-one-out", "n": 5}, provisional=True)
+    assert recipe["false_reject_rate_marginal"] is None
+    assert "promised     nothing: the threshold is provisional" in text
 
 
 def test_scores_are_listed_when_asked_for(capsys, recipe, labelled):

@@ -58,6 +58,8 @@ def report(root, classes=CLASSES, masks=True, detector=None, **changes):
         "provisional": of.provisional,
         "provider": "CPUExecutionProvider",
         "precision": "fp32",
+        "search": "certified",
+        "patches": 48,
     }
     figures = {"recipe": identity, "data": str(root), **summarise(evaluated)}
     return evaluated, render(evaluated, figures, of, BANK)
@@ -101,6 +103,14 @@ def test_the_header_says_which_recipe_which_threshold_and_how_sure(page_text):
     page = Page(page_text)
     for words in ("lid", "ab" * 32, "20 to 40", "not decidable between", "Escapes", "False rejects", "95%:"):
         assert words in page.text
+
+
+def test_the_page_says_how_many_exact_searches_a_picture_needed(page_text):
+    text = " ".join(Page(page_text).text.split())
+    assert (
+        "certified: 60 exact searches per picture at the median, 100 at the most, boxes included; a picture has 48"
+        in text
+    )
 
 
 def test_escapes_come_first_then_false_rejects_then_the_closest(tmp_path):
