@@ -27,13 +27,16 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """score: image score; max_distance: largest patch distance; anomaly_map: (H, W) at model size;
-    patch: index of the patch with the largest distance; nearest_row: (P,) bank row of each patch."""
+    patch: index of the patch with the largest distance; nearest_row: (P,) bank row of each patch;
+    tolerance: what a conforming score and largest distance may be off; map_tolerance: (H, W), the same for the map."""
 
     score: float
     max_distance: float
     anomaly_map: Array
     patch: int
     nearest_row: NDArray[np.int64]
+    tolerance: float
+    map_tolerance: Array
 
 
 class BasicBlock(nn.Module):
@@ -214,15 +217,19 @@ def judge(
 
     size: model input, width and height; extent: model pixels that the grid covers, `size` by default.
     Profile `paper`: squared distances, plain maximum. Profile `anomalib`: see `image_score`.
+
+    A distance d of an embedding x may be off by 1e-5·d + 1e-6·‖x‖, its square by what that makes of it, and the map,
+    a sum of distances with weights from 0, by the same sum of theirs.
     """
     gh, gw, dim = embedding.shape
     queries, rows64 = np.asarray(embedding, np.float64).reshape(-1, dim), np.asarray(bank, np.float64)
     distance, rows = nearest(queries, rows64)
+    off = 1e-5 * distance + 1e-6 * np.linalg.norm(queries, axis=1)
     if profile == "paper":
-        distance = distance**2
-        score = float(distance.max())
-        anomaly_map = map_paper(distance.reshape(gh, gw), size, extent or size)
+        distance, off = distance**2, (2 * distance + off) * off
+        score, make_map = float(distance.max()), map_paper
     else:
-        score = image_score(queries, rows64, distance, rows, neighbours)
-        anomaly_map = map_anomalib(distance.reshape(gh, gw), size, extent or size)
-    return Judgement(score, float(distance.max()), anomaly_map, int(np.argmax(distance)), rows)
+        score, make_map = image_score(queries, rows64, distance, rows, neighbours), map_anomalib
+    worst = int(np.argmax(distance))
+    anomaly_map, map_off = (make_map(grid.reshape(gh, gw), size, extent or size) for grid in (distance, off))
+    return Judgement(score, float(distance[worst]), anomaly_map, worst, rows, float(off[worst]), map_off)

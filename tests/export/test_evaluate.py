@@ -409,16 +409,16 @@ def test_json_is_one_object_alone_on_standard_output(capsys, recipe, labelled):
 
 
 @pytest.mark.parametrize("profile", ["anomalib", "paper"])
-def test_scores_and_maps_equal_the_oracle_to_a_ten_thousandth(recipe_of, labelled, network, profile):
+def test_scores_and_maps_equal_the_oracle(recipe_of, labelled, network, profile):
     path, bank, _ = recipe_of(profile)
     ready = load_verified(path, Sessions(EngineOptions()))
     evaluated = evaluate(ready.detector, ready.recipe.manifest, find_samples(labelled))
     for entry, anomaly in zip(evaluated.judged, evaluated.maps, strict=True):
         picture = model_size(read_picture(entry.sample.path))
         expected = oracle_judges(network, picture, bank, profile, SIZE)
-        assert entry.score == pytest.approx(expected.score, rel=1e-4)
-        assert entry.max_distance == pytest.approx(expected.max_distance, rel=1e-4)
-        np.testing.assert_allclose(anomaly, expected.anomaly_map, rtol=1e-4, atol=1e-4 * expected.max_distance)
+        assert abs(entry.score - expected.score) <= expected.tolerance
+        assert abs(entry.max_distance - expected.max_distance) <= expected.tolerance
+        assert (np.abs(anomaly - expected.anomaly_map) <= expected.map_tolerance).all()
 
 
 def test_the_search_is_told_with_its_engine_and_what_a_picture_needed_of_it(capsys, recipe, labelled):
@@ -512,7 +512,7 @@ def test_errors_are_of_the_kinds_that_the_command_line_catches():
 
 
 @pytest.mark.parametrize("profile", ["anomalib", "paper"])
-def test_resnet18_on_bottles_equals_the_oracle_to_a_ten_thousandth(bottle_dir, resnet18_weights, tmp_path, profile):
+def test_resnet18_on_bottles_equals_the_oracle(bottle_dir, resnet18_weights, tmp_path, profile):
     from export.fuse import fuse
     from export.graph import raw_backbone
 
@@ -539,6 +539,6 @@ def test_resnet18_on_bottles_equals_the_oracle_to_a_ten_thousandth(bottle_dir, r
     for entry, anomaly in zip(evaluated.judged, evaluated.maps, strict=True):
         picture = prepared(read_picture(entry.sample.path))
         expected = oracle_judges(network, picture, bank, profile, size)
-        assert entry.score == pytest.approx(expected.score, rel=1e-4)
-        np.testing.assert_allclose(anomaly, expected.anomaly_map, rtol=1e-4, atol=1e-4 * expected.max_distance)
+        assert abs(entry.score - expected.score) <= expected.tolerance
+        assert (np.abs(anomaly - expected.anomaly_map) <= expected.map_tolerance).all()
     assert summarise(evaluated)["image_auroc"] == 1.0

@@ -76,7 +76,7 @@ def test_daemon_evaluation_and_simulation_agree_on_every_part(tmp_path: Path, sm
 def test_bottle_scores_of_daemon_and_evaluation_equal_the_oracle(
     tmp_path: Path, bottle_dir: Path, resnet18_weights: Path
 ) -> None:
-    """83 triggers, 83 results; torch features and float64 distances agree to 1e-4."""
+    """83 triggers, 83 results; torch features and float64 distances agree to what `oracle.judge` allows."""
     from tests import oracle
 
     export = [sys.executable, "-m", "export.cli"]
@@ -97,7 +97,7 @@ def test_bottle_scores_of_daemon_and_evaluation_equal_the_oracle(
         picture = oracle.model_input(read_picture(bottle_dir / name), (256, 256), (256, 256))
         embedding = oracle.embed(oracle.feature_maps(network, picture), "anomalib")
         judged = oracle.judge(embedding, bank, "anomalib", (256, 256))
-        assert online[name] == pytest.approx(judged.score, rel=1e-4), name
+        assert online[name] == pytest.approx(judged.score, rel=0, abs=judged.tolerance), name
 
 
 def test_a_free_running_replay_gives_each_picture_one_record(tmp_path: Path, small_line: SmallLine) -> None:
