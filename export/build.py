@@ -269,6 +269,7 @@ def _open(request: RecipeRequest, paths: Sequence[Path], progress: Progress) -> 
         backbone, extractor, settings, request.images, request.block, request.skip_unreadable, progress
     )
     _check_count(len(station.pictures.names), request)
+    _check_parts(station.pictures, request)
     notes = [*seen.notes(settings), *twin_notes(station.pictures)]
     if isinstance(request.reduce, int) and request.reduce >= backbone.dim:
         raise ExportError(f"--reduce {request.reduce}: the backbone's embeddings have {backbone.dim} dimensions only")
@@ -325,6 +326,20 @@ def _check_count(count: int, request: RecipeRequest) -> None:
         raise PicturesError(
             f"{request.images} holds {count} usable pictures, a calibrated threshold needs {MIN_PICTURES} or more: "
             "record more good parts, or make a recipe marked provisional with --provisional"
+        )
+
+
+def _check_parts(pictures: Gathered, request: RecipeRequest) -> None:
+    """Raises PicturesError for a folder of copies: of a line that stood still, of one part taken again and again."""
+    parts, copies = len(set(pictures.blocks)), pictures.copies + pictures.near_copies
+    if not request.provisional and parts < MIN_PICTURES and parts + copies >= len(pictures.names) > parts:
+        shown = "one part" if parts == 1 else f"{parts} different parts"
+        raise PicturesError(
+            f"the {len(pictures.names)} pictures in {request.images} show {shown} only: {copies} are copies of others, "
+            "or differ from them in noise only, as those of a line that stood still. They would make the threshold "
+            f"look better than it is; a calibrated one needs {MIN_PICTURES} parts: record more different good parts"
+            + ("" if parts < 2 else ", or make a recipe marked provisional with --provisional")
+            + ". If every picture does show another part, so alike that nothing tells them apart, --block 1 says so"
         )
 
 

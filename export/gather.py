@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import mmap
 import os
 import tempfile
@@ -20,12 +21,14 @@ from edge_daemon.core.conformal import name_blocks
 from edge_daemon.detectors.base import Prepared
 from edge_daemon.errors import NotLocatedError, PictureError
 from export.errors import ExportError, PicturesError
-from export.likeness import THUMBNAIL_VALUES, near_copies, thumbnail_of_tiles
+from export.likeness import THUMBNAIL_VALUES, near_copies, noise_of, shrunk, thumbnail
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """`with progress("reading", total) as advance: advance(done_now)`."""
 
 IN_MEMORY_BYTES = 256 << 20  # larger arrays go to a file beside the recipe
+EVERY_PICTURE_A_PART = "1"
+"""Block expression by which the engineer says so: pictures that differ in noise only are then different parts."""
 _SHOWN = 10
 _PAUSES_PER_RELEASE = 4  # blocks of 25 MB at 1,536 dimensions
 
@@ -129,7 +132,7 @@ def gather(
                     advance(1)
                     continue
                 digests.append(hashlib.sha256(np.ascontiguousarray(inputs[len(taken)]).data).hexdigest())
-                small[len(taken)] = thumbnail_of_tiles(inputs[len(taken)])
+                small[len(taken)] = thumbnail(shrunk(inputs[len(taken)]))
                 taken.append(path)
                 grey += pixels.ndim == 2
                 give_back()
@@ -153,8 +156,10 @@ def gather(
         )
     names = [path.relative_to(folder).as_posix() for path in taken]
     inputs = inputs[: len(taken)]
-    likeness = near_copies(small[: len(taken)])
-    blocks = _join(_join(name_blocks(names, block), digests), likeness.tolist())
+    likeness = near_copies(small[: len(taken)], noise_of(math.prod(shape[:3])))
+    blocks = _join(name_blocks(names, block), digests)
+    if block != EVERY_PICTURE_A_PART:
+        blocks = _join(blocks, likeness.tolist())
     copies = len(digests) - len(set(digests))
     near = len(digests) - len(np.unique(likeness)) - copies
     skipped = [*unreadable, *(f"{name}: the part is not located" for name in not_located)]

@@ -2,58 +2,143 @@
 
 Such near copies must stay on one side of the split: with one in the bank, the other's score says nothing about a
 new part, and the calibration looks better than it is.
+
+Two rules find them. One looks at a pair alone: what is left of their difference, gain and mean taken off, is no more
+than a camera's noise, and as white. It holds however many of the pictures are copies. The other compares with how far
+different parts are apart, and finds copies that differ in more than noise; only pictures that the first rule leaves
+count for what is usual, since in a folder of copies the usual difference is the noise.
 """
+
+import math
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 _SIDE = 32
+_LOOK_SIDE = 16
 THUMBNAIL_VALUES = 3 * _SIDE * _SIDE
+LOOK_VALUES = 3 * _LOOK_SIDE * _LOOK_SIDE
 # Root mean square of the difference at 32 x 32, each picture's mean colour taken off, over the median of all pairs.
-# Seen: the closest pair of different parts at 0.16 (simulated caps) to 0.49 (weave), bottles 0.24; the same part with
+# Seen: the closest pair of different parts at 0.12 (simulated caps) to 0.59 (flange), bottles 0.24; the same part with
 # noise of three grey levels 0.06 to 0.18, bottles 0.06. Joining two different parts costs one of the count; missing a
 # pair costs a threshold that is a little too low, which rejects good parts and passes no defect.
 _NEAR = 0.15
+# Grey levels of each pixel of the model's picture. At 32 x 32 of 256 x 256 px noise of 2 differs by 0.36, and by this
+# up to 0.44 is noise. The closest pairs of different parts: bottles 3.4, washers 5.5, weave 1.3, and with all parts at
+# the very same place 0.61 (caps), 0.75 (board), 1.2 (weave), 3.0 (flange).
+_NOISE = 2.5
+# Correlation of two pictures of one part, squared. Plain webs without a mark differ in noise only, too, and show
+# nothing else: their difference is as large as they are themselves.
+_ALIKE = 0.94
+# Correlation of neighbouring cells of the difference: noise 0.14 at most, of a JPEG 0.14 too; of different parts 0.2 to
+# 0.5 where they differ in shape.
+_WHITE = 0.25
+_CANDIDATES = 32  # of each picture, looked at closer
 _SAMPLE = 1000
 _BLOCK = 512
 
+Floats = NDArray[np.float32]
 
-def near_copies(small: NDArray[np.float32]) -> NDArray[np.int64]:
+
+def near_copies(small: Floats, noise_rms: float) -> NDArray[np.int64]:
     """For each picture the lowest index of those it is a near copy of, itself when it is none: (n,) int64.
 
-    small: (n, d) float32, `thumbnail` of each. Near copies of near copies are near copies.
+    small: (n, d) float32, `thumbnail` of each, or looks with their mean colour taken off; noise_rms: difference that
+    noise alone explains, grey levels, see `noise_of`. Near copies of near copies are near copies.
     """
-    labels = np.arange(len(small))
-    if len(small) < 3:  # nothing to compare a difference with
+    labels = _join_equal_but_noise(small, np.arange(len(small)), noise_rms)
+    different = small[np.unique(labels)]
+    if len(different) < 3:  # nothing to compare a difference with
         return labels
     norms = np.einsum("nd,nd->n", small, small)
-    limit = (_NEAR * _median_distance(small)) ** 2
+    limit = (_NEAR * _median_distance(different)) ** 2
     for begin in range(0, len(small), _BLOCK):
         block = slice(begin, begin + _BLOCK)
         near = norms[block, None] + norms - 2 * (small[block] @ small.T) < limit
         for row in np.flatnonzero(near.sum(axis=1) > 1):
-            found = np.unique(labels[near[row]])
-            labels[np.isin(labels, found)] = found[0]
+            _join(labels, labels[near[row]])
     return labels
 
 
-def thumbnail(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W, 3) uint8 -> what of it tells parts apart: small, its mean colour taken off, (d,) float32."""
-    reduced = np.asarray(cv2.resize(picture.astype(np.float32), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA))
-    return np.asarray((reduced - reduced.mean(axis=(0, 1))).ravel(), np.float32)
+def noise_of(pixels: int, of_looks: bool = False) -> float:
+    """Root mean square by which two pictures of one part may differ, in grey levels, when a camera's noise is all.
+
+    pixels: of the model's picture, all tiles together; of_looks: of `look`, in whole grey levels, else `thumbnail`.
+    """
+    side = _LOOK_SIDE if of_looks else _SIDE
+    rounding = 2 / 12 if of_looks else 0.0
+    return math.sqrt(2 * _NOISE**2 / max(1.0, pixels / side**2) + rounding)
 
 
-def thumbnail_of_tiles(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """`thumbnail` of a picture that comes as (T, H, W, 3) uint8: of the picture itself where T is 1, else of its tiles,
-    each made small, one below the other."""
+def shrunk(tiles: NDArray[np.uint8]) -> Floats:
+    """(T, H, W, 3) uint8 -> (32, 32, 3) float32: of the picture itself where T is 1, else of its tiles, each made
+    small, one below the other."""
     if len(tiles) == 1:
-        return thumbnail(tiles[0])
-    small = [cv2.resize(tile, (_SIDE, 8), interpolation=cv2.INTER_AREA) for tile in tiles]
-    return thumbnail(np.asarray(np.concatenate(small), np.uint8))
+        return _resized(tiles[0].astype(np.float32), _SIDE, _SIDE)
+    height = max(8, math.ceil(_SIDE / len(tiles)))
+    rows = np.concatenate([_resized(tile.astype(np.float32), _SIDE, height) for tile in tiles])
+    return _resized(rows, _SIDE, _SIDE)
 
 
-def _median_distance(small: NDArray[np.float32]) -> float:
+def thumbnail(small: Floats) -> Floats:
+    """What of `shrunk` tells parts apart, its mean colour taken off, (d,) float32."""
+    return np.asarray((small - small.mean(axis=(0, 1))).ravel(), np.float32)
+
+
+def look(small: Floats) -> NDArray[np.uint8]:
+    """`shrunk` as small as copies are still known by it, for a recipe to keep: (768,) uint8."""
+    return np.asarray(np.rint(_resized(small, _LOOK_SIDE, _LOOK_SIDE)).ravel(), np.uint8)
+
+
+def of_looks(looks: NDArray[np.uint8]) -> Floats:
+    """(n, 768) uint8 -> what `near_copies` compares, their mean colour taken off: (n, 768) float32."""
+    cells = looks.reshape(len(looks), -1, 3).astype(np.float32)
+    return np.asarray((cells - cells.mean(axis=1, keepdims=True)).reshape(len(looks), -1), np.float32)
+
+
+def _resized(picture: Floats, width: int, height: int) -> Floats:
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _join_equal_but_noise(small: Floats, labels: NDArray[np.int64], noise_rms: float) -> NDArray[np.int64]:
+    norms = np.sqrt(np.maximum(np.einsum("nd,nd->n", small, small), np.float32(1e-12)))
+    most = noise_rms**2 * small.shape[1]
+    for begin in range(0, len(small), _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        alike = np.clip(small[block] @ small.T / (norms[block, None] * norms), 0, 1) ** 2
+        left = (1 - alike) * (norms[block, None] * norms)  # of each picture what the other does not show
+        candidate = (left <= most) & (alike >= _ALIKE)
+        for row in range(len(candidate)):
+            index = begin + row
+            others = np.flatnonzero(candidate[row] & (labels != labels[index]))
+            if len(others) > _CANDIDATES:
+                others = others[np.argpartition(left[row, others], _CANDIDATES)[:_CANDIDATES]]
+            if len(others):
+                white = others[_is_white(small[index], small[others])]
+                _join(labels, labels[np.append(white, index)])
+    return labels
+
+
+def _is_white(one: Floats, others: Floats) -> NDArray[np.bool_]:
+    """(d,) and (m, d) -> (m,) bool: neighbouring cells of the difference have nothing to do with each other."""
+    side = math.isqrt(len(one) // 3)
+    gain = (others @ one) / np.einsum("md,md->m", others, others)
+    left = (one - gain[:, None] * others).reshape(-1, side, side, 3)
+    power = np.maximum(np.einsum("mxyc,mxyc->m", left, left), np.float32(1e-12))
+    across = np.einsum("mxyc,mxyc->m", left[:, :, 1:], left[:, :, :-1])
+    down = np.einsum("mxyc,mxyc->m", left[:, 1:], left[:, :-1])
+    return np.asarray(np.maximum(np.abs(across), np.abs(down)) <= _WHITE * power)
+
+
+def _join(labels: NDArray[np.int64], found: NDArray[np.int64]) -> None:
+    """Pictures of these labels become one, under the lowest."""
+    kinds = np.unique(found)
+    if len(kinds) > 1:
+        labels[np.isin(labels, kinds)] = kinds[0]
+
+
+def _median_distance(small: Floats) -> float:
     chosen = small[np.random.default_rng(0).permutation(len(small))[:_SAMPLE]].astype(np.float64)
     norms = np.einsum("nd,nd->n", chosen, chosen)
     squared = norms[:, None] + norms - 2 * (chosen @ chosen.T)

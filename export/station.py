@@ -97,7 +97,12 @@ def twin_notes(pictures: Gathered) -> list[str]:
         )
     if pictures.skipped:
         notes.append(f"{len(pictures.skipped)} pictures that cannot be used were left out")
-    if pictures.near_copies:
+    if pictures.near_copies and len(set(pictures.blocks)) == len(set(pictures.digests)):
+        notes.append(
+            f"{pictures.near_copies} pictures differ from others in noise only and count as parts of their own, as "
+            "--block 1 says; if they show the same part again, the false-reject rate is not what it says"
+        )
+    elif pictures.near_copies:
         notes.append(
             f"{pictures.near_copies} pictures differ from others in noise only: the same part again. They count with "
             "them as one; one picture of each part teaches more"

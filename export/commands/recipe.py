@@ -31,7 +31,9 @@ bank never sees them, and the threshold comes from their scores.
 What belongs together (--block): pictures of one part, or taken within one short run, look alike. If
 some are in the bank and others set the threshold, the threshold comes out too low and the line rejects
 good parts. `--block 10`: every ten consecutive pictures, by name, stay together. A regular expression:
-its first group names the block. Identical pictures always stay together.
+its first group names the block. Identical pictures always stay together, and so do those that differ
+in noise only: the same part again. Where different parts look that much alike (a plain web under a
+fixed light), `--block 1` says that every picture shows another part.
 
 What the pictures were taken with (camera.json beside them, from `edge-daemon grab --save`) goes into the recipe:
 exposure, gain, region, ... A camera that is set otherwise is not judged by it.

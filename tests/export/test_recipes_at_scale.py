@@ -71,6 +71,12 @@ def test_a_clean_folder_has_few_suspects(tmp_path):
     assert len(suspects(build_recipe(request(folder, tmp_path / "r", coreset_ratio=0.05), quiet))) <= 2
 
 
+def noisy(pixels, number, sigma=2.0):
+    """Another exposure of the same part."""
+    grain = np.random.default_rng(10_000 + number).normal(0, sigma, pixels.shape)
+    return np.clip(pixels + grain, 0, 255).astype(np.uint8)
+
+
 def patches_of(good, copies):
     """Patch embeddings of so many good parts, then of noisy pictures of one defective part; their blocks."""
     rng = np.random.default_rng(0)
@@ -135,6 +141,40 @@ def test_the_same_part_taken_twice_stays_on_one_side_and_counts_once(tmp_path):
     assert {name.replace("again", "part") for name in names} == {n for n in names if n.startswith("part")}
     assert built.manifest["provenance"]["pictures"]["near_copies"] == 24
     assert any("in noise only" in note for note in built.notes)
+
+
+@pytest.mark.parametrize(("copies", "others", "shown"), [(40, 0, "one part"), (29, 11, "12 different parts")])
+def test_a_line_that_stood_still_makes_no_recipe_however_many_pictures_it_took(tmp_path, capsys, copies, others, shown):
+    folder = put(tmp_path / "good", range(1, others + 1))
+    for number in range(copies):
+        (folder / f"still{number:02d}.png").write_bytes(encode_png(noisy(part(0), number)))
+    assert command(folder, tmp_path / "r") == 2
+    told = capsys.readouterr().err
+    assert f"the 40 pictures in {folder} show {shown} only" in told
+    assert "--block 1 says so" in told
+    assert not (tmp_path / "r").exists()
+    if not others:
+        assert command(folder, tmp_path / "r", "--provisional") == 2
+        assert "not copies of each other" in capsys.readouterr().err
+
+
+def test_copies_count_once_where_they_are_most_of_the_pictures(tmp_path):
+    folder = put(tmp_path / "good", range(24))
+    for number in range(76):
+        (folder / f"still{number:02d}.png").write_bytes(encode_png(noisy(part(0), number)))
+    built = build_recipe(request(folder, tmp_path / "r", coreset_ratio=0.05), quiet)
+    assert built.manifest["provenance"]["pictures"]["blocks"] == 24
+    assert built.manifest["calibration"]["n"] == 9
+
+
+def test_the_engineer_may_say_that_pictures_which_look_the_same_are_different_parts(tmp_path):
+    folder = tmp_path / "web"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number:02d}.png").write_bytes(encode_png(noisy(part(0), number)))
+    built = build_recipe(request(folder, tmp_path / "r", coreset_ratio=0.05, block="1"), quiet)
+    assert built.manifest["calibration"]["n"] == 9
+    assert any("as --block 1 says" in note for note in built.notes)
 
 
 def test_reduced_embeddings_judge_in_the_dimensions_of_the_bank(dirty, tmp_path, capsys):
