@@ -189,6 +189,7 @@ def test_the_command_extends_and_says_what_came_of_it(old, tmp_path, capsys):
     ("more", "message"),
     [
         (["--size", "64"], "--size cannot be given with --add"),
+        (["--search", "flat"], "--search cannot be given with --add"),
         (["--provisional", "--reduce", "8"], "--reduce, --provisional cannot be given"),
         (["--held-out", "2"], "--held-out must lie between"),
     ],
