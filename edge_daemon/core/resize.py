@@ -117,8 +117,8 @@ def _halved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     as `np.rint`. At the border the taps are others: its rows and columns are done in the two passes of `_antialias`.
     """
     h, w, _ = pixels.shape
-    taps = np.array([2.0, 4.0, 2.0])
-    blurred = cv2.sepFilter2D(pixels, cv2.CV_16S, taps, taps)
+    # OpenCV has a shorter way for rows of 1, 2, 1 than for 2, 4, 2.
+    blurred = cv2.sepFilter2D(pixels, cv2.CV_16S, np.array([1.0, 2.0, 1.0]), np.array([4.0, 8.0, 4.0]))
     sums = cv2.resize(blurred, (w // 2, h // 2), interpolation=cv2.INTER_AREA)
     small = np.asarray(cv2.convertScaleAbs(sums, alpha=1 / 64), np.uint8).reshape(h // 2, w // 2, -1)
     planes = pixels.transpose(0, 2, 1)
