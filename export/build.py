@@ -1,5 +1,6 @@
 """From a folder of good pictures to a recipe: split, bank, thresholds, golden samples, proof, file."""
 
+import base64
 import hashlib
 import json
 import math
@@ -60,6 +61,7 @@ DEFAULT_LARGEST_BANK = 100_000  # rows; the greedy's time grows with patches tim
 DEFAULT_LARGEST_BANK_OF_TILES = 10_000  # a large picture has a hundred times the patches
 PAPER_SIZE = (224, 224)
 _PAPER_RESIZE = Fraction(256, 224)  # short side 256, centre crop 224
+MOST_LOOKS = 10_000  # in a recipe.json; 1.1 KB each, and the daemon reads no more than 16 MB
 _SHOWN_SUSPECTS = 20
 
 _PARAMETERS: dict[Profile, dict[str, Any]] = {
@@ -541,6 +543,7 @@ def _provenance(
             "count": len(pictures.names),
             "in_bank": len(in_bank),
             "bank": bank_listing(pictures, in_bank),
+            "looks": look_listing(pictures, sorted({*in_bank.tolist(), *held})),
             "copies": pictures.copies,
             "near_copies": pictures.near_copies,
             "skipped": len(pictures.skipped),
@@ -581,6 +584,14 @@ def software(provider: str) -> dict[str, str]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "provider": provider,
+    }
+
+
+def look_listing(pictures: Gathered, indices: Sequence[int]) -> dict[str, str]:
+    """Short digest of each picture -> base64 of its look, by which copies of it are known when pictures are added."""
+    return {
+        short_digest(pictures.digests[i]): base64.b64encode(pictures.looks[i].tobytes()).decode()
+        for i in indices[:MOST_LOOKS]
     }
 
 

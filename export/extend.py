@@ -3,9 +3,10 @@
 Backbone, geometry and projection stay the old recipe's; its rows stay, and the new pictures add those patches that
 the bank does not cover. What is proven is proven again: the new pictures are looked at with the old recipe, those kept
 apart join the threshold's evidence, and the golden samples are judged with the new bank. Why the old scores may stay is
-in deploy/decisions/0006-adding-pictures.md.
+in deploy/decisions/0007-adding-pictures.md.
 """
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ from edge_daemon.core.decision import Evaluation, Thresholds, judge_score
 from edge_daemon.detectors.patchcore import PatchCoreSettings
 from edge_daemon.engines.sessions import EngineOptions
 from export.bank import Bank, extend_bank
-from export.build import DEFAULT_HELD_OUT, bank_listing, software
+from export.build import DEFAULT_HELD_OUT, MOST_LOOKS, bank_listing, look_listing, software
 from export.calibrate import (
     Calibration,
     Scored,
@@ -46,7 +47,7 @@ from export.calibrate import (
 from export.camera import require_same
 from export.errors import ExportError, PicturesError, SuspectPicturesError
 from export.fuse import FusedBackbone, describe
-from export.gather import Gathered, Progress, first_frame_size, list_pictures
+from export.gather import EVERY_PICTURE_A_PART, Gathered, Progress, first_frame_size, list_pictures
 from export.golden import golden_again, prove
 from export.known import Known, Sides, choose_sides, share_held_out
 from export.rewrite import origin_of, signature_notes, successor, target_problems
@@ -57,6 +58,10 @@ UPPER_BOUND = "of_old_bank"
 """Marks a score that was computed with an older, smaller bank."""
 
 _SHOWN = 20
+_BETWEEN = (
+    "Some look like pictures of the bank and like pictures kept apart, and can be on neither side. If every picture "
+    "shows another part, so alike that nothing tells them apart, --block 1 says so"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,27 +139,30 @@ def extend_recipe(request: ExtendRequest, progress: Progress) -> ExtendedRecipe:
     old = _old_bank(parent)
     known = Known.of(parent.manifest)
     station = _open(request, parent, describe(parent.backbone), progress)
+    before = _calibration_folder(request, station, known, progress)
+    known = known.seeing(station.pictures)
+    known = known if before is None else known.seeing(before.pictures)
     plan = _look(request, station, parent, old, known, progress)
-    notes = [*twin_notes(station.pictures), *_plan_notes(plan)]
+    notes = [*twin_notes(station.pictures), *_plan_notes(plan), *_unseen_notes(known, request)]
     if request.dry_run:
         return ExtendedRecipe(parent, station.pictures, plan, notes)
     assert request.out is not None
     _refuse_strangers(plan, request)
     bank = extend_bank(old, station.embed_all(plan.in_bank, progress), progress)
-    calibration = _recalibrated(request, station, parent, bank, plan, known, progress)
+    calibration = _recalibrated(request, station, before, parent, bank, plan, known, progress)
     notes += _evidence_notes(calibration)
     detector = station.detector(bank, calibration.thresholds)
     golden, golden_notes = golden_again(detector, parent.golden, station.pictures, calibration, request.seed)
-    fields = _fields(request, parent, station, bank, calibration, plan)
+    fields = _fields(request, parent, station, bank, calibration, plan, known)
     fields["golden"] = [sample.manifest_entry() for sample in golden]
-    before = read_files(request.recipe)
+    files_before = read_files(request.recipe)
     files = {
         BANK: bank_bytes(bank.rows, bank.projection),
         BACKBONE: parent.backbone,
         MANIFEST: manifest_bytes(fields),
         **{sample.file: sample.png for sample in golden},
         # The old recipe's golden picture, byte for byte, where it has one.
-        **({} if parent.template is None else {TEMPLATE: before[TEMPLATE]}),
+        **({} if parent.template is None else {TEMPLATE: files_before[TEMPLATE]}),
     }
     digest = prove(files, f"the new recipe {fields['name']}", request.engine)
     write_recipe(request.out, files)
@@ -162,7 +170,7 @@ def extend_recipe(request: ExtendRequest, progress: Progress) -> ExtendedRecipe:
         parent,
         station.pictures,
         plan,
-        [*notes, *golden_notes, *signature_notes(before, "bank")],
+        [*notes, *golden_notes, *signature_notes(files_before, "bank")],
         request.out,
         digest,
         json.loads(files[MANIFEST]),
@@ -217,7 +225,12 @@ def _open(request: ExtendRequest, parent: Recipe, backbone: FusedBackbone, progr
 
 
 def _block(request: ExtendRequest, manifest: Manifest) -> str | None:
-    return request.block if request.block is not None else manifest.calibration.get("block")
+    """What belongs together: as stated, else as the old recipe has it. That pictures which look the same are different
+    parts must be said each time: it is true of pictures, not of recipes."""
+    if request.block is not None:
+        return request.block
+    block: str | None = manifest.calibration.get("block")
+    return None if block == EVERY_PICTURE_A_PART else block
 
 
 def _look(
@@ -226,12 +239,13 @@ def _look(
     """Sides of the new pictures, and what the old recipe thinks of them."""
     manifest, pictures = parent.manifest, station.pictures
     share = share_held_out(request.held_out, DEFAULT_HELD_OUT, manifest.provisional, len(set(pictures.blocks)))
-    sides = choose_sides(known, pictures, _block(request, manifest), share, request.seed, request.version)
+    apart = request.block == EVERY_PICTURE_A_PART
+    sides = choose_sides(known, pictures, _block(request, manifest), share, request.seed, request.version, apart)
     fresh = np.sort(np.concatenate([sides.in_bank, sides.held]))
     if not len(fresh):
         raise PicturesError(
             f"none of the {len(pictures.names)} pictures in {request.images} is new to {manifest.name} "
-            f"{manifest.version}: there is nothing to add"
+            f"{manifest.version}: there is nothing to add" + (f". {_BETWEEN}" if len(sides.between) else "")
         )
     limits = Thresholds(manifest.thresholds.lower, manifest.thresholds.upper, float(np.finfo(np.float32).max))
     judge = station.detector(old, limits)
@@ -272,7 +286,14 @@ def _refuse_strangers(plan: Plan, request: ExtendRequest) -> None:
 
 
 def _recalibrated(
-    request: ExtendRequest, station: Station, parent: Recipe, bank: Bank, plan: Plan, known: Known, progress: Progress
+    request: ExtendRequest,
+    station: Station,
+    before: Station | None,
+    parent: Recipe,
+    bank: Bank,
+    plan: Plan,
+    known: Known,
+    progress: Progress,
 ) -> Calibration:
     """Thresholds from the old evidence and the new pictures kept apart, all under the new bank as far as they are here.
 
@@ -291,8 +312,8 @@ def _recalibrated(
         if s.index in plan.sides.block_of
     ]
     judged = {pictures.digests[s.index]: s for s in scored}
-    if request.calibration is not None:
-        judged |= _judged_in(request, station, bank, held_digests, progress)
+    if before is not None:
+        judged |= _judged_in(before, bank, held_digests, progress)
     old = [] if manifest.provisional else [_again(entry, judged) for entry in held_out_scores(manifest)]
     held_out = [*old, *fresh]
     thresholds, conformal, evidence = thresholds_from(held_out, *rates)
@@ -320,30 +341,53 @@ def _again(entry: dict[str, Any], judged: Mapping[str, Scored]) -> dict[str, Any
     return {**kept, "score": now.score, "map_maximum": now.peak}
 
 
-def _judged_in(
-    request: ExtendRequest, station: Station, bank: Bank, wanted: set[str], progress: Progress
-) -> dict[str, Scored]:
-    """Digest -> score of those pictures in the folder --calibration that the old recipe had kept apart."""
-    assert request.calibration is not None
-    old = open_station(
+def _calibration_folder(request: ExtendRequest, station: Station, known: Known, progress: Progress) -> Station | None:
+    """The folder --calibration, as the recipe sees it. Raises PicturesError when none of it was kept apart."""
+    if request.calibration is None:
+        return None
+    before = open_station(
         station.backbone, station.extractor, station.settings, request.calibration, None, False, progress
     )
-    first = {digest: i for i, digest in reversed(list(enumerate(old.pictures.digests))) if digest in wanted}
-    if not first:
+    wanted = {entry["sha256"] for entry in known.held}
+    if not wanted & set(before.pictures.digests):
         raise PicturesError(
             f"{request.calibration} holds none of the {len(wanted)} pictures that the old recipe kept apart: give the "
             "folder that it was built from"
         )
+    return before
+
+
+def _judged_in(before: Station, bank: Bank, wanted: set[str], progress: Progress) -> dict[str, Scored]:
+    """Digest -> score of those pictures in the folder --calibration that the old recipe had kept apart."""
+    digests = before.pictures.digests
+    first = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest in wanted}
     indices = np.array(sorted(first.values()), np.int64)
     with progress("calibrating", len(indices)) as advance:
-        scored = score_pictures(old.detector(bank), old.pictures, indices, advance)
-    return {old.pictures.digests[s.index]: s for s in scored}
+        scored = score_pictures(before.detector(bank), before.pictures, indices, advance)
+    return {digests[s.index]: s for s in scored}
+
+
+def _unseen_notes(known: Known, request: ExtendRequest) -> list[str]:
+    """Of which pictures copies are not known."""
+    unseen = known.unseen()
+    if not unseen or request.block == EVERY_PICTURE_A_PART:
+        return []
+    return [
+        f"what {unseen} of the old recipe's {len(known.digests())} pictures look like is not known (an earlier version "
+        "made it): a new picture that shows one of these parts again passes for another part, and the threshold looks "
+        "better than it is. --calibration DIR, the folder that the old recipe was built from, makes it known"
+    ]
 
 
 def _plan_notes(plan: Plan) -> list[str]:
     notes = []
     if len(plan.sides.known):
         notes.append(f"{len(plan.sides.known)} pictures are in the old recipe already and were not added again")
+    if plan.sides.copies:
+        notes.append(
+            f"{plan.sides.copies} new pictures differ from pictures of the old recipe in noise only: the same parts "
+            "again. They go where those are and count with them as one"
+        )
     if len(plan.sides.between):
         notes.append(f"{len(plan.sides.between)} pictures look like old ones of both sides and were left out")
     accepted = [s for s in plan.strangers if s.accepted]
@@ -372,7 +416,13 @@ def _evidence_notes(calibration: Calibration) -> list[str]:
 
 
 def _fields(
-    request: ExtendRequest, parent: Recipe, station: Station, bank: Bank, calibration: Calibration, plan: Plan
+    request: ExtendRequest,
+    parent: Recipe,
+    station: Station,
+    bank: Bank,
+    calibration: Calibration,
+    plan: Plan,
+    known: Known,
 ) -> dict[str, Any]:
     """recipe.json but its golden samples: bank, thresholds, version and origin are new, all else is as it was."""
     old, limits = parent.manifest, calibration.thresholds
@@ -389,19 +439,24 @@ def _fields(
         },
         "thresholds": {"lower": limits.lower, "upper": limits.upper, "pixel": limits.pixel},
         "provisional": False,
-        "calibration": {**calibration.evidence, "seed": request.seed, "block": _block(request, old)},
+        "calibration": {
+            **calibration.evidence,
+            "seed": request.seed,
+            "block": request.block or old.calibration.get("block"),
+        },
         "provenance": {
             **fields["provenance"],
             "software": software(station.extractor.provider),
-            "pictures": _pictures(old.provenance["pictures"], station.pictures, plan),
+            "pictures": _pictures(old.provenance["pictures"], station.pictures, plan, known),
             "coreset": bank.account,
         },
     }
     return fields
 
 
-def _pictures(old: Mapping[str, Any], pictures: Gathered, plan: Plan) -> dict[str, Any]:
+def _pictures(old: Mapping[str, Any], pictures: Gathered, plan: Plan, known: Known) -> dict[str, Any]:
     """The account of all pictures, old and new. Their digest goes on from the old one."""
+    looks = {digest: base64.b64encode(look.tobytes()).decode() for digest, look in known.looks.items()}
     fresh = np.sort(np.concatenate([plan.in_bank, plan.sides.held])).tolist()
     lines = "\n".join([old["sha256_of_model_inputs"], *(f"{pictures.digests[i]} {pictures.names[i]}" for i in fresh)])
     return {
@@ -409,6 +464,7 @@ def _pictures(old: Mapping[str, Any], pictures: Gathered, plan: Plan) -> dict[st
         "count": old["count"] + len(fresh),
         "in_bank": old["in_bank"] + len(plan.in_bank),
         "bank": [*old["bank"], *bank_listing(pictures, plan.in_bank)],
+        "looks": dict(list((looks | look_listing(pictures, fresh)).items())[:MOST_LOOKS]),
         "blocks": old["blocks"] + len({pictures.blocks[i] for i in fresh}),
         "sha256_of_model_inputs": hashlib.sha256(lines.encode()).hexdigest(),
     }

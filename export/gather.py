@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from edge_daemon.core.conformal import name_blocks
 from edge_daemon.detectors.base import Prepared
 from edge_daemon.errors import NotLocatedError, PictureError
 from export.errors import ExportError, PicturesError
-from export.likeness import THUMBNAIL_VALUES, near_copies, noise_of, shrunk, thumbnail
+from export.likeness import LOOK_VALUES, THUMBNAIL_VALUES, look, near_copies, noise_of, shrunk, thumbnail
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """`with progress("reading", total) as advance: advance(done_now)`."""
@@ -41,7 +41,8 @@ class Gathered:
     split; inputs: (n, T, H, W, 3) uint8 at model size, T tiles of each, 1 where they are not cut; digests: SHA-256 of
     each; frame_size: width, height of all; skipped: messages of files left out: unreadable ones, and those in which
     the part is not located; copies: pictures that are bit-identical, at model size, to an
-    earlier one; near_copies: pictures that differ from an earlier one in noise only; grey: pictures of one channel.
+    earlier one; near_copies: pictures that differ from an earlier one in noise only; grey: pictures of one channel;
+    looks: (n, 768) uint8, `likeness.look` of each.
     """
 
     paths: list[Path]
@@ -54,6 +55,7 @@ class Gathered:
     copies: int
     near_copies: int = 0
     grey: int = 0
+    looks: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, LOOK_VALUES), np.uint8))
 
     def picture(self, index: int) -> NDArray[np.uint8]:
         """(T, H, W, 3) uint8, a copy, so that the scratch file's page need not stay in memory."""
@@ -110,6 +112,7 @@ def gather(
     taken: list[Path] = []
     digests: list[str] = []
     small = np.empty((len(paths), THUMBNAIL_VALUES), np.float32)
+    looks = np.empty((len(paths), LOOK_VALUES), np.uint8)
     unreadable: list[str] = []
     not_located: list[str] = []
     sizes: Counter[tuple[int, int]] = Counter()
@@ -132,7 +135,8 @@ def gather(
                     advance(1)
                     continue
                 digests.append(hashlib.sha256(np.ascontiguousarray(inputs[len(taken)]).data).hexdigest())
-                small[len(taken)] = thumbnail(shrunk(inputs[len(taken)]))
+                tiny = shrunk(inputs[len(taken)])
+                small[len(taken)], looks[len(taken)] = thumbnail(tiny), look(tiny)
                 taken.append(path)
                 grey += pixels.ndim == 2
                 give_back()
@@ -163,7 +167,9 @@ def gather(
     copies = len(digests) - len(set(digests))
     near = len(digests) - len(np.unique(likeness)) - copies
     skipped = [*unreadable, *(f"{name}: the part is not located" for name in not_located)]
-    return Gathered(taken, names, blocks, inputs, digests, frame_size, skipped, copies, max(near, 0), grey)
+    return Gathered(
+        taken, names, blocks, inputs, digests, frame_size, skipped, copies, max(near, 0), grey, looks[: len(taken)]
+    )
 
 
 def large_array(shape: tuple[int, ...], dtype: DTypeLike, scratch: Path) -> NDArray[Any]:
@@ -222,8 +228,8 @@ def _join(blocks: list[str], looks: Sequence[Hashable]) -> list[str]:
         return block
 
     first: dict[Hashable, str] = {}
-    for block, look in zip(blocks, looks, strict=True):
-        known = root(first.setdefault(look, block))
+    for block, found in zip(blocks, looks, strict=True):
+        known = root(first.setdefault(found, block))
         parent[root(block)] = known
     return [root(block) for block in blocks]
 

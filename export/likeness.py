@@ -47,18 +47,32 @@ def near_copies(small: Floats, noise_rms: float) -> NDArray[np.int64]:
     small: (n, d) float32, `thumbnail` of each, or looks with their mean colour taken off; noise_rms: difference that
     noise alone explains, grey levels, see `noise_of`. Near copies of near copies are near copies.
     """
-    labels = _join_equal_but_noise(small, np.arange(len(small)), noise_rms)
-    different = small[np.unique(labels)]
-    if len(different) < 3:  # nothing to compare a difference with
-        return labels
-    norms = np.einsum("nd,nd->n", small, small)
-    limit = (_NEAR * _median_distance(different)) ** 2
+    labels = _join_equal_but_noise(small, noise_rms)
+    limit = _relative_limit(small[np.unique(labels)])
     for begin in range(0, len(small), _BLOCK):
-        block = slice(begin, begin + _BLOCK)
-        near = norms[block, None] + norms - 2 * (small[block] @ small.T) < limit
+        near = _squared_distances(small[begin : begin + _BLOCK], small) < limit
         for row in np.flatnonzero(near.sum(axis=1) > 1):
             _join(labels, labels[near[row]])
     return labels
+
+
+def copies_of(known: Floats, new: Floats, noise_rms: float) -> list[NDArray[np.int64]]:
+    """For each new picture the indices of the known ones that it is a near copy of; arguments as for `near_copies`.
+
+    Pair by pair, not by way of others: of parts that hardly differ a chain would join all.
+    """
+    together = np.concatenate([known, new])
+    limit = _relative_limit(together[np.unique(_join_equal_but_noise(together, noise_rms))])
+    found = []
+    for begin in range(0, len(new), _BLOCK):
+        block = new[begin : begin + _BLOCK]
+        near = _squared_distances(block, known) < limit
+        left = _left(block, known, noise_rms)
+        for row, picture in enumerate(block):
+            likely = _likely(left[row], np.isfinite(left[row]))
+            likely = likely[_is_white(picture, known[likely])]
+            found.append(np.union1d(np.flatnonzero(near[row]), likely))
+    return found
 
 
 def noise_of(pixels: int, of_looks: bool = False) -> float:
@@ -101,23 +115,35 @@ def _resized(picture: Floats, width: int, height: int) -> Floats:
     return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.float32)
 
 
-def _join_equal_but_noise(small: Floats, labels: NDArray[np.int64], noise_rms: float) -> NDArray[np.int64]:
-    norms = np.sqrt(np.maximum(np.einsum("nd,nd->n", small, small), np.float32(1e-12)))
-    most = noise_rms**2 * small.shape[1]
+def _join_equal_but_noise(small: Floats, noise_rms: float) -> NDArray[np.int64]:
+    labels = np.arange(len(small))
     for begin in range(0, len(small), _BLOCK):
-        block = slice(begin, begin + _BLOCK)
-        alike = np.clip(small[block] @ small.T / (norms[block, None] * norms), 0, 1) ** 2
-        left = (1 - alike) * (norms[block, None] * norms)  # of each picture what the other does not show
-        candidate = (left <= most) & (alike >= _ALIKE)
-        for row in range(len(candidate)):
-            index = begin + row
-            others = np.flatnonzero(candidate[row] & (labels != labels[index]))
-            if len(others) > _CANDIDATES:
-                others = others[np.argpartition(left[row, others], _CANDIDATES)[:_CANDIDATES]]
+        left = _left(small[begin : begin + _BLOCK], small, noise_rms)
+        for index, of_pair in enumerate(left, begin):
+            others = _likely(of_pair, np.isfinite(of_pair) & (labels != labels[index]))
             if len(others):
                 white = others[_is_white(small[index], small[others])]
                 _join(labels, labels[np.append(white, index)])
     return labels
+
+
+def _left(some: Floats, small: Floats, noise_rms: float) -> Floats:
+    """(n, d) and (m, d) -> (n, m): squared, what each of a pair shows that the other does not, whatever their gains;
+    infinite where it is more than noise or where they show nothing in common."""
+    norms, all_norms = (np.sqrt(np.maximum(np.einsum("nd,nd->n", s, s), np.float32(1e-12))) for s in (some, small))
+    both = norms[:, None] * all_norms
+    alike = np.clip(some @ small.T / both, 0, 1) ** 2
+    left = (1 - alike) * both
+    left[(left > noise_rms**2 * small.shape[1]) | (alike < _ALIKE)] = np.inf
+    return np.asarray(left, np.float32)
+
+
+def _likely(left: Floats, which: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Those of the pictures that are worth a closer look, the nearest where they are many."""
+    others = np.flatnonzero(which)
+    if len(others) > _CANDIDATES:
+        others = others[np.argpartition(left[others], _CANDIDATES)[:_CANDIDATES]]
+    return others
 
 
 def _is_white(one: Floats, others: Floats) -> NDArray[np.bool_]:
@@ -136,6 +162,18 @@ def _join(labels: NDArray[np.int64], found: NDArray[np.int64]) -> None:
     kinds = np.unique(found)
     if len(kinds) > 1:
         labels[np.isin(labels, kinds)] = kinds[0]
+
+
+def _squared_distances(some: Floats, small: Floats) -> Floats:
+    norms, all_norms = (np.einsum("nd,nd->n", s, s) for s in (some, small))
+    return np.asarray(norms[:, None] + all_norms - 2 * (some @ small.T), np.float32)
+
+
+def _relative_limit(different: Floats) -> float:
+    """Squared distance below which two pictures show one part, by how far the different ones are apart."""
+    if len(different) < 3:  # nothing to compare a difference with
+        return 0.0
+    return (_NEAR * _median_distance(different)) ** 2
 
 
 def _median_distance(small: Floats) -> float:

@@ -110,6 +110,7 @@ def figures(extended: "ExtendedRecipe") -> dict[str, Any]:
         "dry_run": extended.path is None,
         "made_from": {"name": old.name, "version": old.version, "digest": extended.parent.digest},
         "already_known": len(plan.sides.known),
+        "copies_of_known": plan.sides.copies,
         "added_to_bank": len(plan.in_bank),
         "added_to_calibration": len(plan.sides.held),
         "suspects": [

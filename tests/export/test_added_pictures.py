@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from test_build_recipe import command, load, put, quiet, request
-from test_recipes_at_scale import chipped
+from test_build_recipe import command, load, part, put, quiet, request
+from test_recipes_at_scale import chipped, noisy
 
 from edge_daemon.artefact.manifest import Manifest
 from edge_daemon.artefact.pictures import encode_png, read_picture
@@ -108,6 +108,91 @@ def test_pictures_that_are_known_are_skipped_and_said_so(old, tmp_path):
     assert any("40 pictures are in the old recipe already" in note for note in extended.notes)
     with pytest.raises(PicturesError, match="nothing to add"):
         extend_recipe(ExtendRequest(extended.path, old.all, tmp_path / "s", "2026-11-21T09:00:00Z", "3"), quiet)
+
+
+def copies(folder, numbers):
+    """Other exposures of parts."""
+    folder.mkdir()
+    for number in numbers:
+        (folder / f"again{number:03d}.png").write_bytes(encode_png(noisy(part(number), number)))
+    return folder
+
+
+def without_looks(old, path):
+    """As an earlier version would have made it."""
+    files = read_files(old.recipe)
+    fields = Manifest.model_validate_json(files[MANIFEST]).model_dump(mode="json", exclude={"self_sha256"})
+    del fields["provenance"]["pictures"]["looks"]
+    write_recipe(path, {**files, MANIFEST: manifest_bytes(fields)})
+    return SimpleNamespace(recipe=path)
+
+
+def held_of(path):
+    return load(path).recipe.manifest.calibration["held_out"]
+
+
+def test_other_exposures_of_the_recipes_own_parts_go_where_those_are_and_count_once(old, tmp_path):
+    again = copies(tmp_path / "again", range(40))
+    with pytest.raises(CalibrationError):
+        extend_recipe(asked(old, again, tmp_path / "r", false_reject_rate=0.05), quiet)
+    extended = extend_recipe(asked(old, again, tmp_path / "r"), quiet)
+    assert (len(extended.plan.in_bank), len(extended.plan.sides.held), extended.plan.sides.copies) == (28, 12, 40)
+    before = {entry["name"] for entry in held_of(old.recipe)}
+    added = [entry for entry in held_of(extended.path) if entry["name"].startswith("again")]
+    assert {entry["name"].replace("again", "part") for entry in added} == before
+    assert all(entry["block"] == entry["name"].replace("again", "part") for entry in added)
+    assert load(extended.path).recipe.manifest.calibration["n"] == 12
+    assert any("40 new pictures differ from pictures of the old recipe in noise only" in n for n in extended.notes)
+
+
+def test_copies_among_new_parts_are_told_from_them(old, tmp_path):
+    mixed = copies(tmp_path / "new", range(6))
+    put(mixed, range(100, 120))
+    plan = extend_recipe(asked(old, mixed, None, dry_run=True), quiet).plan
+    assert plan.sides.copies == 6
+    assert len(plan.in_bank) + len(plan.sides.held) == 26
+    fresh = {block for block in plan.sides.block_of.values() if block.startswith("2/")}
+    assert len(fresh) == 6  # of the twenty new parts
+
+
+def test_a_recipe_that_keeps_no_looks_says_so_and_learns_them_from_its_folder(old, tmp_path):
+    bare = without_looks(old, tmp_path / "bare.recipe")
+    again = copies(tmp_path / "again", range(40))
+    blind = extend_recipe(asked(bare, again, None, dry_run=True), quiet)
+    assert blind.plan.sides.copies == 0
+    assert any("what 40 of the old recipe's 40 pictures look like is not known" in note for note in blind.notes)
+    seeing = extend_recipe(asked(bare, again, tmp_path / "r", calibration=old.good), quiet)
+    assert seeing.plan.sides.copies == 40
+    assert not any("is not known" in note for note in seeing.notes)
+    # From then on the recipe knows them by itself.
+    third = SimpleNamespace(recipe=seeing.path)
+    more = extend_recipe(asked(third, old.new, None, dry_run=True), quiet)
+    assert not any("is not known" in note for note in more.notes)
+
+
+def test_what_every_picture_shows_is_the_engineers_to_say_each_time(old, tmp_path):
+    again = copies(tmp_path / "again", range(40))
+    said = extend_recipe(asked(old, again, None, dry_run=True, block="1"), quiet)
+    assert said.plan.sides.copies == 0
+    assert len(set(said.plan.sides.block_of.values())) == 12
+
+
+@pytest.mark.parametrize("look", ["", "????", "QUJD", 7])
+def test_a_damaged_look_is_named(old, tmp_path, look):
+    files = read_files(old.recipe)
+    fields = Manifest.model_validate_json(files[MANIFEST]).model_dump(mode="json", exclude={"self_sha256"})
+    digest = next(iter(fields["provenance"]["pictures"]["looks"]))
+    fields["provenance"]["pictures"]["looks"][digest] = look
+    write_recipe(tmp_path / "bad", {**files, MANIFEST: manifest_bytes(fields)})
+    with pytest.raises(ExportError, match=f"look of picture {digest}"):
+        extend_recipe(asked(SimpleNamespace(recipe=tmp_path / "bad"), old.new, tmp_path / "r"), quiet)
+
+
+def test_a_recipe_with_the_looks_of_its_pictures_loads_and_stays_small(old, tmp_path):
+    size = old.recipe.stat().st_size
+    bare = without_looks(old, tmp_path / "bare.recipe")
+    assert load(bare.recipe).recipe.bank.shape == load(old.recipe).recipe.bank.shape
+    assert 0 < size - bare.recipe.stat().st_size < 40 * 1200
 
 
 def test_strangers_are_named_and_refused_until_somebody_confirms_them(old, tmp_path):
