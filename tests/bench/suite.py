@@ -42,7 +42,7 @@ from edge_daemon.engines.sessions import EngineOptions, OnnxExtractor, Sessions 
 from edge_daemon.errors import EdgeError  # noqa: E402
 from edge_daemon.simulation.render import Scene  # noqa: E402
 from edge_daemon.threads import keep_freed_memory, physical_cores  # noqa: E402
-from export.backbone import resolve_backbone  # noqa: E402
+from export.backbone import EMBEDDED, resolve_backbone  # noqa: E402
 from export.build import RecipeRequest, build_recipe  # noqa: E402
 from export.fuse import FusedBackbone  # noqa: E402
 from export.quantise import RANGE_PICTURES, cpu_class, quantise  # noqa: E402
@@ -105,7 +105,7 @@ def run(
     }
     figures: dict[str, Any] = {
         "machine": {"cpu": cpu_class(), "cores": physical_cores(), "platform": platform.platform()},
-        "backbone": {"name": material.backbone.name, "size": material.backbone.size, "dim": material.backbone.dim},
+        "backbone": {"name": material.backbone.name if backbone else EMBEDDED, "size": material.backbone.size, "dim": material.backbone.dim},
         "quick": quick,
     }
     for name, section in sections.items():
@@ -361,8 +361,8 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     _coreset_plot(axes[0, 1], figures["coreset"])
     _bars(axes[0, 2], figures["patchcore"]["ms"], f"PatchCore, ResNet-18, {figures['patchcore']['rows']} rows", "ms")
     batches = {f"batch {row['batch']}": row["fps"] for row in figures["batch"]}
-    eight = {"fp32": figures["int8"]["fp32_fps"], "int8": figures["int8"]["int8_fps"]}
-    _bars(axes[1, 0], batches | eight, f"session.run of {figures['backbone']['name']}", "pictures/s")
+    eight = {f"{kind}, in turn": figures["int8"][f"{kind}_fps"] for kind in ("fp32", "int8")}
+    _bars(axes[1, 0], batches | eight, f"session.run, {figures['backbone']['name']}", "pictures/s")
     cameras = figures["cameras"]
     _bars(
         axes[1, 1],
@@ -400,6 +400,7 @@ def _bars(axis: Any, values: dict[str, float], title: str, unit: str) -> None:
     axis.set_xticks(list(places), list(values), rotation=35, ha="right")
     for place, value in zip(places, values.values(), strict=True):
         axis.annotate(f"{value:.3g}", (place, value), ha="center", va="bottom")
+    axis.margins(y=0.1)  # for the numbers above the bars
     axis.set(title=title, ylabel=unit)
 
 
