@@ -105,7 +105,11 @@ def run(
     }
     figures: dict[str, Any] = {
         "machine": {"cpu": cpu_class(), "cores": physical_cores(), "platform": platform.platform()},
-        "backbone": {"name": material.backbone.name if backbone else EMBEDDED, "size": material.backbone.size, "dim": material.backbone.dim},
+        "backbone": {
+            "name": material.backbone.name if backbone else EMBEDDED,
+            "size": material.backbone.size,
+            "dim": material.backbone.dim,
+        },
         "quick": quick,
     }
     for name, section in sections.items():
