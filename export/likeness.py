@@ -48,7 +48,7 @@ def near_copies(small: Floats, noise_rms: float) -> NDArray[np.int64]:
     noise alone explains, grey levels, see `noise_of`. Near copies of near copies are near copies.
     """
     labels = _join_equal_but_noise(small, noise_rms)
-    limit = _relative_limit(small[np.unique(labels)])
+    limit = _relative_limit(small, labels)
     for begin in range(0, len(small), _BLOCK):
         near = _squared_distances(small[begin : begin + _BLOCK], small) < limit
         for row in np.flatnonzero(near.sum(axis=1) > 1):
@@ -62,7 +62,7 @@ def copies_of(known: Floats, new: Floats, noise_rms: float) -> list[NDArray[np.i
     Pair by pair, not by way of others: of parts that hardly differ a chain would join all.
     """
     together = np.concatenate([known, new])
-    limit = _relative_limit(together[np.unique(_join_equal_but_noise(together, noise_rms))])
+    limit = _relative_limit(together, _join_equal_but_noise(together, noise_rms))
     found = []
     for begin in range(0, len(new), _BLOCK):
         block = new[begin : begin + _BLOCK]
@@ -169,15 +169,12 @@ def _squared_distances(some: Floats, small: Floats) -> Floats:
     return np.asarray(norms[:, None] + all_norms - 2 * (some @ small.T), np.float32)
 
 
-def _relative_limit(different: Floats) -> float:
-    """Squared distance below which two pictures show one part, by how far the different ones are apart."""
+def _relative_limit(small: Floats, labels: NDArray[np.int64]) -> float:
+    """Squared distance below which two pictures show one part, by how far those of different labels are apart."""
+    different = np.unique(labels)
     if len(different) < 3:  # nothing to compare a difference with
         return 0.0
-    return (_NEAR * _median_distance(different)) ** 2
-
-
-def _median_distance(small: Floats) -> float:
-    chosen = small[np.random.default_rng(0).permutation(len(small))[:_SAMPLE]].astype(np.float64)
-    norms = np.einsum("nd,nd->n", chosen, chosen)
-    squared = norms[:, None] + norms - 2 * (chosen @ chosen.T)
-    return float(np.sqrt(max(0.0, np.median(squared[np.triu_indices(len(chosen), 1)]))))
+    # A thousand say what is usual, and no more are copied.
+    chosen = small[different[np.random.default_rng(0).permutation(len(different))[:_SAMPLE]]]
+    squared = _squared_distances(chosen, chosen)[np.triu_indices(len(chosen), 1)]
+    return _NEAR**2 * max(0.0, float(np.median(squared)))
