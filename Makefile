@@ -41,7 +41,7 @@ endif
 bench: $(VENV)/.installed-dev  ## measure speed here, beside the naive ways: out/bench/bench.json and one page of plots
 	$(BIN)/python -m tests.bench.suite $(BENCH_ARGS)
 
-scale: $(VENV)/.installed-dev  ## a recipe of 10,000 pictures in 4 GB: out/scale/scale.json (half an hour and more)
+scale: $(VENV)/.installed-dev  ## a recipe of 10,000 pictures in 4 GB: out/scale/scale.json (an hour and more)
 	$(BIN)/python -m tests.bench.scale $(SCALE_ARGS)
 
 large: $(VENV)/.installed-dev  ## pictures of 8000x2000 pixels in tiles: built and judged in less than 2 GB (some minutes)

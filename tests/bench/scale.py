@@ -3,7 +3,7 @@
 Makes simulated good parts of 256 x 256 px (PNG and JPEG in turn, kept between runs), builds a recipe of them with the
 embedded backbone in a process of its own and watches that process.
 
-    make scale                                          10,000 pictures in 4 GB; some 30 minutes, 25 GB of disk
+    make scale                                          10,000 pictures in 4 GB; an hour and more, 25 GB of disk
     make scale SCALE_ARGS="--pictures 700"
     make scale SCALE_ARGS="--images good/ --limit-gb 2"  your parts
     make scale SCALE_ARGS="-- --coreset-ratio 0.02"      anything behind -- goes to `edge-export recipe`
