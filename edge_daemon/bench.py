@@ -143,7 +143,7 @@ def bench(request: BenchRequest) -> dict[str, Any]:
                 daemon.resume()
                 fps.append(daemon.sustained_fps(request.seconds))
             status, rss_mb = daemon.status(), daemon.rss_mb()
-        rate_hz, seconds = _LOAD * statistics.median(fps), max(2 * request.seconds, 4.0)
+        rate_hz, seconds = _LOAD * statistics.median(fps), max(2 * request.seconds, 1.0)
         service_ms = _paced_ms(ready, pictures, rate_hz, seconds)
         rates = _drifting(rate_hz / request.cameras, request.cameras)
         with _Daemon.running(folder / "half", request, images, rates) as daemon:
