@@ -366,7 +366,8 @@ def summary(built: "BuiltRecipe") -> str:
 
 
 def _forced_search(parameters: dict[str, Any]) -> str:
-    return f", searched with {parameters['engine']}" if "engine" in parameters else ""
+    engine = parameters.get("engine", "auto")
+    return "" if engine == "auto" else f", searched with {engine}"
 
 
 def threshold_lines(manifest: dict[str, Any]) -> list[str]:

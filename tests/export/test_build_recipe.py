@@ -103,7 +103,9 @@ def test_a_folder_of_good_parts_becomes_a_recipe_that_the_daemon_takes(good, tmp
 def test_a_recipe_may_force_the_engine_of_the_search(engine, good, tmp_path, capsys):
     out = tmp_path / "washer.recipe"
     assert command(good, out, "--no-health", *(["--search", engine] if engine else [])) == 0
-    assert (f"searched with {engine}\n" in capsys.readouterr().out) is (engine is not None)
+    said = capsys.readouterr().out
+    assert (f"searched with {engine}\n" in said) is (engine is not None)
+    assert ("searched with" in said) is (engine is not None)
     ready = load(out)
     assert ready.recipe.manifest.parameters.engine == (engine or "auto")
     assert ready.choice.why == ("recipe" if engine else "rule")
