@@ -1,6 +1,5 @@
 """From a folder of good pictures to a recipe: split, bank, thresholds, golden samples, proof, file."""
 
-import base64
 import hashlib
 import json
 import math
@@ -51,6 +50,7 @@ from export.fuse import FusedBackbone, Profile
 from export.gather import Gathered, Progress, first_frame_size, list_pictures
 from export.golden import GoldenSample, golden_samples, prove
 from export.health import learn_health, with_health
+from export.likeness import written
 from export.station import Station, make_extractor, open_station, twin_notes
 from export.suspects import MIN_PARTS, Suspect, find_suspects
 from export.view import Look, ViewOptions, look, tiling
@@ -589,10 +589,7 @@ def software(provider: str) -> dict[str, str]:
 
 def look_listing(pictures: Gathered, indices: Sequence[int]) -> dict[str, str]:
     """Short digest of each picture -> base64 of its look, by which copies of it are known when pictures are added."""
-    return {
-        short_digest(pictures.digests[i]): base64.b64encode(pictures.looks[i].tobytes()).decode()
-        for i in indices[:MOST_LOOKS]
-    }
+    return {short_digest(pictures.digests[i]): written(pictures.looks[i]) for i in indices[:MOST_LOOKS]}
 
 
 def bank_listing(pictures: Gathered, in_bank: NDArray[np.int64]) -> list[list[str]]:

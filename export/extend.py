@@ -6,7 +6,6 @@ apart join the threshold's evidence, and the golden samples are judged with the 
 in deploy/decisions/0007-adding-pictures.md.
 """
 
-import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -50,6 +49,7 @@ from export.fuse import FusedBackbone, describe
 from export.gather import EVERY_PICTURE_A_PART, Gathered, Progress, first_frame_size, list_pictures
 from export.golden import golden_again, prove
 from export.known import Known, Sides, choose_sides, share_held_out
+from export.likeness import written
 from export.rewrite import origin_of, signature_notes, successor, target_problems
 from export.station import Station, make_extractor, open_station, twin_notes
 from export.threshold import held_out_scores
@@ -456,7 +456,7 @@ def _fields(
 
 def _pictures(old: Mapping[str, Any], pictures: Gathered, plan: Plan, known: Known) -> dict[str, Any]:
     """The account of all pictures, old and new. Their digest goes on from the old one."""
-    looks = {digest: base64.b64encode(look.tobytes()).decode() for digest, look in known.looks.items()}
+    looks = {digest: written(look) for digest, look in known.looks.items()}
     fresh = np.sort(np.concatenate([plan.in_bank, plan.sides.held])).tolist()
     lines = "\n".join([old["sha256_of_model_inputs"], *(f"{pictures.digests[i]} {pictures.names[i]}" for i in fresh)])
     return {

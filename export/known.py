@@ -1,6 +1,5 @@
 """Which pictures a recipe was made of, so that they are known again: none may change sides or count twice."""
 
-import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from export.build import short_digest
 from export.calibrate import held_out_fraction
 from export.errors import CalibrationError, ExportError
 from export.gather import Gathered
-from export.likeness import LOOK_VALUES, copies_of, noise_of, of_looks
+from export.likeness import copies_of, noise_of, of_looks, read_look
 
 BANK_SIDE = None  # the block of a picture of the bank, which counts in no evidence
 
@@ -155,12 +154,9 @@ def _looks_of(manifest: Manifest) -> dict[str, NDArray[np.uint8]]:
     looks = {}
     for digest, text in manifest.provenance["pictures"].get("looks", {}).items():
         try:
-            look = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+            looks[digest] = read_look(text)
         except (ValueError, TypeError) as exc:
             raise ExportError(f"{manifest.name} {manifest.version}: the look of picture {digest} is damaged") from exc
-        if len(look) != LOOK_VALUES:
-            raise ExportError(f"{manifest.name} {manifest.version}: the look of picture {digest} has a wrong size")
-        looks[digest] = look
     return looks
 
 

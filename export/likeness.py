@@ -9,6 +9,7 @@ different parts are apart, and finds copies that differ in more than noise; only
 count for what is usual, since in a folder of copies the usual difference is the noise.
 """
 
+import base64
 import math
 
 import cv2
@@ -103,6 +104,19 @@ def thumbnail(small: Floats) -> Floats:
 def look(small: Floats) -> NDArray[np.uint8]:
     """`shrunk` as small as copies are still known by it, for a recipe to keep: (768,) uint8."""
     return np.asarray(np.rint(_resized(small, _LOOK_SIDE, _LOOK_SIDE)).ravel(), np.uint8)
+
+
+def written(look: NDArray[np.uint8]) -> str:
+    """(768,) uint8 -> what a recipe keeps of it."""
+    return base64.b64encode(look.tobytes()).decode()
+
+
+def read_look(text: str) -> NDArray[np.uint8]:
+    """What `written` gave -> (768,) uint8. Raises ValueError, TypeError for anything else."""
+    found = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    if len(found) != LOOK_VALUES:
+        raise ValueError(f"a look has {LOOK_VALUES} values, not {len(found)}")
+    return found
 
 
 def of_looks(looks: NDArray[np.uint8]) -> Floats:
