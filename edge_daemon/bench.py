@@ -51,6 +51,9 @@ _PARTS_FOR_P99, _LONGER = 400, 5
 # While latency is measured a part that waits is a long latency, not a missed part.
 _PATIENT_QUEUE, _USUAL_QUEUE = 1_000, 2
 
+# No map reaches the limit of its pixels.
+_SCORES_ONLY = Thresholds(0.0, 0.0, float(np.finfo(np.float32).max))
+
 _CONFIG = """\
 line = "bench"
 state_dir = {state}
@@ -183,7 +186,6 @@ def _time_bare(
     bare: _Bare, ready: ReadyRecipe, flat: Detector, pictures: Sequence[NDArray[np.uint8]], seconds: float
 ) -> None:
     """session.run, the recipe's search and a flat one, frame by frame. Scores only: no map reaches the limit."""
-    limits = Thresholds(0.0, 0.0, float(np.finfo(np.float32).max))
     detector = ready.detector
     runs, searches, turn = [], [], 0
     until = time.perf_counter() + seconds
@@ -191,10 +193,10 @@ def _time_bare(
         begun = time.perf_counter()
         features = detector.extractor.extract(pictures[turn % len(pictures)])[0]
         middle = time.perf_counter()
-        evidence = detector.judge(features, limits)
+        evidence = detector.judge(features, _SCORES_ONLY)
         ended = time.perf_counter()
         if turn % 8 == 0:  # a flat search may take twenty times the rest
-            flat.judge(features, limits)
+            flat.judge(features, _SCORES_ONLY)
             bare.flat_ms.append((time.perf_counter() - ended) * 1e3)
         runs.append((middle - begun) * 1e3)
         searches.append((ended - middle) * 1e3)
@@ -209,7 +211,6 @@ def _time_bare(
 def _paced_ms(ready: ReadyRecipe, pictures: Sequence[NDArray[np.uint8]], rate_hz: float, seconds: float) -> list[float]:
     """Model and search together, one part after the other at the pace of the line: what a PC takes after a pause is not
     what it takes without one. On cores given out as in the daemon."""
-    limits = Thresholds(0.0, 0.0, float(np.finfo(np.float32).max))
     detector, found = ready.detector, list[float]()
     cores = CoreSharing(threads=physical_cores(), pool=physical_cores())
     cores.model_begins(search_busy=False)
@@ -219,7 +220,7 @@ def _paced_ms(ready: ReadyRecipe, pictures: Sequence[NDArray[np.uint8]], rate_hz
             time.sleep(max(0.0, begun + len(found) / rate_hz - time.perf_counter()))
             started = time.perf_counter()
             features = detector.extractor.extract(pictures[len(found) % len(pictures)])[0]
-            detector.judge(features, limits)
+            detector.judge(features, _SCORES_ONLY)
             found.append((time.perf_counter() - started) * 1e3)
     finally:
         cores.model_begins(search_busy=True)  # this thread may run everywhere again

@@ -62,9 +62,7 @@ class CertifiedEngine:
             nearest = self._glance(patches)
         first = undecided(nearest, _FIRST_SEARCHES)
         nearest.take(first, self._search.nearest(patches[first], within=nearest.squared[first]))
-        rest = undecided(nearest, _LOST + 1)
-        if len(rest) > _LOST:
-            rest = undecided(nearest)
+        if len(rest := undecided(nearest)) > _LOST:
             nearest.take(rest, self._glance(patches[rest]))
         squared, patch, more = prove_maximum(
             nearest, lambda which, floor: self._search.nearest(patches[which], floor, within=nearest.squared[which])
